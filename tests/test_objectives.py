@@ -1,0 +1,149 @@
+"""The parts between estimator and model: KL, objectives, likelihoods, latents, networks, schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import distributions as td
+from toy import PHI, ROWS, THRESHOLD, posterior, problem, worst
+
+from vi_lab import distributions, latents, likelihoods, networks, schedules
+from vi_lab.estimators import RLOO, Exact, Pathwise, Reinforce
+from vi_lab.objectives import ELBO
+
+KINDS = {
+    "categorical": latents.Categorical(2, 3),
+    "bernoulli": latents.Bernoulli(3),
+    "gaussian": latents.Gaussian(2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kl_and_log_prob_match_torch_distributions(kind: str) -> None:
+    latent = KINDS[kind].double()
+    q, p = latent(torch.randn(5, latent.feature_size, dtype=torch.float64)), latent.prior()
+    torch.testing.assert_close(distributions.kl_divergence(q, p), td.kl_divergence(q, p.expand(q.batch_shape)))
+    z = distributions.sample(q, 7)
+    assert z.shape == (7, 5, *latent.event_shape)
+    torch.testing.assert_close(distributions.log_prob(q, z), q.log_prob(z))
+    torch.testing.assert_close(distributions.log_prob(p, z), p.log_prob(z))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+def test_samples_have_the_right_frequencies(kind: str) -> None:
+    torch.manual_seed(0)
+    q = posterior(kind, PHI[kind][None])
+    z = distributions.sample(q, ROWS)
+    assert worst(z[:, 0], q.mean[0]) < THRESHOLD
+    torch.manual_seed(0)
+    hard = distributions.harden(q, distributions.relaxed_sample(q, 0.5, ROWS))
+    assert worst(hard[:, 0], q.mean[0]) < THRESHOLD
+
+
+def test_enumeration_covers_the_support_once() -> None:
+    q = posterior("categorical", torch.randn(1, 3, 4, dtype=torch.float64))
+    states = distributions.enumerate_support(q)
+    assert states.shape == (64, 3, 4)
+    assert len(states.flatten(1).unique(dim=0)) == 64
+    torch.testing.assert_close(distributions.log_prob(q, states.unsqueeze(1)).exp().sum(), torch.ones(()).double())
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [("categorical", RLOO(2)), ("categorical", Reinforce(1)), ("categorical", Exact()), ("bernoulli", RLOO(3)),
+     ("gaussian", Pathwise(2)), ("gaussian", RLOO(4))],
+)  # fmt: skip
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_monte_carlo_kl_has_the_gradient_of_the_analytic_one(
+    kind: str, estimator: torch.nn.Module, beta: float
+) -> None:
+    """E_q[f + beta (log q - log p)]: the entropy by sampling (the discrete-VAE notes' eq. 9) in one backward pass."""
+    torch.manual_seed(0)
+    toy, prior = problem(kind, "nonlinear"), KINDS[kind].double().prior()
+    phi = toy.phi.clone().requires_grad_()
+    kl = td.kl_divergence(posterior(kind, phi[None]), prior.expand((1,))).sum()
+    (kl_gradient,) = torch.autograd.grad(kl, phi)
+    value, gradient, _ = toy.exact()
+    rows = toy.phi.expand(ROWS, *toy.phi.shape).clone().requires_grad_()
+    theta = toy.theta.expand(ROWS, -1)
+    terms = ELBO("monte_carlo", beta)(posterior(kind, rows), prior, lambda z: toy.f(z.flatten(2), theta), estimator)
+    (draws,) = torch.autograd.grad(terms.loss.sum(), rows)
+    assert worst(draws, gradient + beta * kl_gradient) < THRESHOLD
+    assert worst(terms.loss.detach(), value + beta * kl.detach()) < THRESHOLD
+    torch.testing.assert_close(terms.reconstruction + beta * terms.kl, terms.loss.detach())
+
+
+def test_analytic_elbo_is_cost_plus_kl() -> None:
+    toy, prior = problem("categorical", "nonlinear"), KINDS["categorical"].double().prior()
+    q = posterior("categorical", toy.phi[None])
+    terms = ELBO(beta=0.5)(q, prior, lambda z: toy.f(z.flatten(2), toy.theta[None]), Exact())
+    torch.testing.assert_close(terms.loss.sum(), toy.exact()[0] + 0.5 * td.kl_divergence(q, prior.expand((1,))).sum())
+    torch.manual_seed(0)
+    unrelaxed = ELBO(beta=0.5).unrelaxed(q, prior, lambda z: toy.f(z.flatten(2), toy.theta[None]), samples=ROWS)
+    assert worst(unrelaxed.cost[:, 0], toy.exact()[0]) < THRESHOLD
+
+
+def test_bernoulli_likelihood_matches_torch_distributions() -> None:
+    output, x = torch.randn(3, 2, 1, 4, 4), torch.rand(2, 1, 4, 4).round()
+    expected = -td.Bernoulli(logits=output).log_prob(x.expand_as(output)).flatten(2).sum(-1)
+    torch.testing.assert_close(likelihoods.Bernoulli()(output, x), expected)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_gaussian_likelihood_matches_torch_distributions(learn: bool) -> None:
+    output, x = torch.randn(3, 2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    likelihood = likelihoods.Gaussian(scale=0.3, learn_scale=learn)
+    expected = -td.Normal(output, 0.3).log_prob(x.expand_as(output)).flatten(2).sum(-1)
+    torch.testing.assert_close(likelihood(output, x), expected)
+    assert len(list(likelihood.parameters())) == learn
+
+
+def test_logits_stay_in_float32_under_reduced_precision() -> None:
+    for latent in KINDS.values():
+        q = latent.float()(torch.randn(2, latent.feature_size, dtype=torch.bfloat16))
+        assert distributions.sample(q, 1).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["MLP", "Conv"])
+def test_networks_have_the_shapes_that_the_latent_asks_for(name: str) -> None:
+    shape = (1, 28, 28)
+    encoder = getattr(networks, f"{name}Encoder")(shape, 12)
+    decoder = getattr(networks, f"{name}Decoder")(7, shape)
+    assert encoder(torch.randn(5, *shape)).shape == (5, 12)
+    assert decoder(torch.randn(5, 7)).shape == (5, *shape)
+
+
+def test_mlp_sizes_are_the_seeds() -> None:
+    sizes = [m.out_features for m in networks.MLPEncoder((1, 28, 28), 300) if isinstance(m, torch.nn.Linear)]
+    assert sizes == [512, 256, 300]
+    linear = networks.MLPDecoder(300, (1, 28, 28), hidden=[])
+    assert [m.out_features for m in linear if isinstance(m, torch.nn.Linear)] == [784]
+
+
+def test_network_errors() -> None:
+    with pytest.raises(ValueError, match="activation must be one of relu"):
+        networks.MLPEncoder((1, 28, 28), 3, activation="swosh")
+    with pytest.raises(ValueError, match="cannot be halved 3 times"):
+        networks.ConvEncoder((1, 28, 28), 3, channels=[4, 8, 16])
+
+
+def test_schedules() -> None:
+    assert schedules.Constant(0.7)(10**6) == 0.7
+    linear = schedules.Linear(1.0, 0.5, 100)
+    assert [linear(0), linear(50), linear(100), linear(200)] == [1.0, 0.75, 0.5, 0.5]
+    cosine = schedules.Cosine(1.0, 0.5, 100)
+    assert [cosine(0), cosine(100), cosine(101)] == pytest.approx([1.0, 0.5, 0.5])
+    assert cosine(50) == pytest.approx(0.75)
+    exponential = schedules.Exponential(1.0, rate=1e-3, floor=0.5, interval=500)
+    assert exponential(0) == exponential(499) == 1.0  # updated every 500 steps
+    assert exponential(500) == exponential(999) == pytest.approx(math.exp(-0.5))
+    assert exponential(10**5) == 0.5  # the floor
+    for bad in (
+        lambda: schedules.Constant(0),
+        lambda: schedules.Exponential(rate=-1),
+        lambda: schedules.Linear(steps=0),
+    ):
+        with pytest.raises(ValueError, match="schedule"):
+            bad()

@@ -1,0 +1,105 @@
+"""Small problems whose exact gradients are known, by enumeration or quadrature, in float64.
+
+An estimator is run on R identical copies of the problem at once, each copy a row of the batch with parameters of its
+own, so that one backward pass gives R independent draws of the gradient.
+
+False alarms: with unbiased estimators only, the whole suite alarms with probability at most FAMILY_ERROR, by
+Bonferroni over at most COORDINATES tested coordinates: each may lie THRESHOLD standard errors off. Seeds are fixed,
+so an alarm repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
+
+from vi_lab.distributions import enumerate_support, log_prob
+from vi_lab.estimators import GradientEstimator
+
+FAMILY_ERROR = 1e-3
+COORDINATES = 10_000
+THRESHOLD = NormalDist().inv_cdf(1 - FAMILY_ERROR / COORDINATES / 2)  # 5.3
+ROWS = 40_000
+
+PHI = {
+    "categorical": torch.tensor([[0.3, -0.8, 0.5], [1.2, 0.1, -0.4]], dtype=torch.float64),
+    "bernoulli": torch.tensor([0.4, -1.1, 0.9], dtype=torch.float64),
+    "gaussian": torch.tensor([[0.3, -0.6], [-0.5, 0.4]], dtype=torch.float64),  # mean, log variance
+}
+
+
+def posterior(kind: str, phi: Tensor) -> Distribution:
+    """phi (B, *) -> q with batch shape (B,)."""
+    if kind == "categorical":
+        return Independent(OneHotCategorical(logits=phi, validate_args=False), 1)
+    if kind == "bernoulli":
+        return Independent(Bernoulli(logits=phi, validate_args=False), 1)
+    return Independent(Normal(phi[:, 0], (0.5 * phi[:, 1]).exp()), 1)
+
+
+class Problem(NamedTuple):
+    """A posterior's parameters and a cost with parameters of its own (the "decoder")."""
+
+    kind: str
+    phi: Tensor
+    theta: Tensor
+    f: Callable[[Tensor, Tensor], Tensor]
+    """z (S, B, n), theta (B, m) -> (S, B)"""
+
+    def exact(self) -> tuple[Tensor, Tensor, Tensor]:
+        """E_q[f] and its gradients with respect to phi and theta."""
+        phi = self.phi.clone().requires_grad_()
+        theta = self.theta.clone().requires_grad_()
+        q = posterior(self.kind, phi[None])
+        if self.kind == "gaussian":
+            nodes, weights = (torch.as_tensor(a) for a in np.polynomial.hermite_e.hermegauss(60))
+            weights = weights / weights.sum()
+            eps = torch.cartesian_prod(nodes, nodes)
+            z = (q.base_dist.loc + q.base_dist.scale * eps).unsqueeze(1)  # (N, 1, D)
+            weight = torch.cartesian_prod(weights, weights).prod(-1)[:, None]
+        else:
+            z = enumerate_support(q).unsqueeze(1)
+            weight = log_prob(q, z).exp()
+        value = (weight * self.f(z.flatten(2), theta[None])).sum()
+        return value.detach(), *torch.autograd.grad(value, (phi, theta))
+
+    def draws(self, estimator: GradientEstimator, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
+        """`rows` independent draws of the value (R,) and of the two gradients (R, ...)."""
+        phi = self.phi.expand(rows, *self.phi.shape).clone().requires_grad_()
+        theta = self.theta.expand(rows, *self.theta.shape).clone().requires_grad_()
+        estimate = estimator(posterior(self.kind, phi), lambda z: self.f(z.flatten(2), theta), phi.flatten(1).detach())
+        gradients = torch.autograd.grad(estimate.loss.sum(), (phi, theta))
+        return estimate.loss.detach(), *gradients
+
+
+def problem(kind: str, cost: str) -> Problem:
+    """A problem of a kind of latent and a kind of cost: linear, quadratic or nonlinear in z."""
+    phi = PHI[kind]
+    n = phi.shape[1] if kind == "gaussian" else phi.numel()
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(n, 4, dtype=torch.float64, generator=generator)
+    theta = torch.randn(4, dtype=torch.float64, generator=generator)
+
+    def f(z: Tensor, theta: Tensor) -> Tensor:
+        h = z @ weight  # (S, B, 4)
+        if cost == "linear":
+            return (h * theta).sum(-1)
+        if cost == "quadratic":
+            return (h - theta).square().sum(-1)
+        return torch.sin(2 * h + theta).sum(-1) + 0.5 * (h[..., 0] * theta[..., 1]).square()
+
+    return Problem(kind, phi, theta, f)
+
+
+def worst(draws: Tensor, exact: Tensor) -> float:
+    """The largest distance of the draws' mean from `exact`, in standard errors, over coordinates."""
+    error = (draws.mean(0) - exact).abs()
+    standard = draws.std(0) / len(draws) ** 0.5
+    # rounding alone is no bias: where all draws agree, distances of 1e-9 count as none
+    return (error / (standard + 1e-10)).max().item() if (error > 1e-9).any() else 0.0

@@ -1,0 +1,213 @@
+"""What happens around training: the temperature, the record (TensorBoard, CSV), the progress display."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vi_lab.errors import ViLabError
+from vi_lab.models import VAE
+from vi_lab.schedules import Schedule
+from vi_lab.snapshot import write_csv
+
+
+class Temperature(Callback):
+    """Writes schedule(global step) into the estimator's temperature before each step. Stateless."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.value: float | None = None  # None where the estimator has no temperature
+
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._write(trainer, module)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
+        self._write(trainer, module)
+
+    def _write(self, trainer: lightning.Trainer, module: VAE) -> None:
+        if not hasattr(module.estimator, "temperature"):
+            return
+        value = self.schedule(trainer.global_step)
+        if value != self.value:
+            module.estimator.temperature.fill_(value)
+            self.value = value
+
+
+class Recorder(Callback):
+    """Publishes the model's running means.
+
+    TensorBoard: means since the last point every `trainer.log_every_n_steps` steps, evaluations per epoch.
+    `metrics.csv`: one row per epoch. `timing.csv`: the wall time of each epoch, apart, so that `metrics.csv` of two
+    equal runs is equal.
+
+    Raises:
+        ViLabError: a mean is not finite.
+    """
+
+    # one chart with both losses, in TensorBoard's "custom scalars" tab
+    LAYOUT: ClassVar = {
+        "loss": {
+            "relaxed vs unrelaxed": ["Multiline", ["train/loss", "train/loss_unrelaxed"]],
+            "train, validation, test": ["Multiline", ["train/loss_unrelaxed", "val/loss", "test/loss"]],
+        }
+    }
+
+    HYPERPARAMETER_METRICS = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss")
+
+    def __init__(self, folder: Path, temperature: Temperature, hyperparameters: dict) -> None:
+        self.folder = folder
+        self.temperature = temperature
+        self.hyperparameters = hyperparameters
+        self.rows: list[dict] = []
+        self.timing: list[dict] = []
+        self.final: dict[str, float] = {}
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows, "timing": self.timing}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows, self.timing = state["rows"], state["timing"]
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.log_hyperparams(
+                self.hyperparameters, {f"hp/{name}": math.nan for name in self.HYPERPARAMETER_METRICS}
+            )
+            trainer.logger.experiment.add_custom_scalars(self.LAYOUT)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self.epoch_started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0:
+            means = self._checked(trainer, module.window_means.compute())
+            module.window_means.reset()
+            trainer.logger.log_metrics({**means, **self._temperature()}, step)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._publish_evaluation(trainer, module)
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._publish_evaluation(trainer, module)
+
+    def _publish_evaluation(self, trainer: lightning.Trainer, module: VAE) -> None:
+        means = {}
+        for accumulated in module.evaluation_means.values():
+            means |= accumulated.compute(self._sum_over_processes(trainer))
+        module.evaluation_means.clear()
+        self.evaluation = self._checked(trainer, means)
+        module.log_dict(means, logger=False, sync_dist=False, rank_zero_only=True)
+        trainer.logger.log_metrics(means, trainer.global_step)
+        self.final |= means
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        means = self._checked(trainer, module.epoch_means.compute(self._sum_over_processes(trainer)))
+        module.epoch_means.reset()
+        epoch, step = trainer.current_epoch + 1, trainer.global_step
+        evaluation, self.evaluation = getattr(self, "evaluation", {}), {}
+        self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._temperature()})
+        seconds = time.perf_counter() - self.epoch_started
+        self.timing.append({"epoch": epoch, "step": step, "seconds": round(seconds, 4)})
+        self.final = {**means, **evaluation, **self._temperature()}
+        if trainer.is_global_zero:
+            write_csv(self.folder / "metrics.csv", self.rows)
+            write_csv(self.folder / "timing.csv", self.timing)
+        trainer.logger.log_metrics({"time/epoch_seconds": seconds}, step)
+
+    def _temperature(self) -> dict[str, float]:
+        return {} if self.temperature.value is None else {"temperature": self.temperature.value}
+
+    @staticmethod
+    def _sum_over_processes(trainer: lightning.Trainer) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return None if trainer.world_size == 1 else lambda sums: trainer.strategy.reduce(sums, reduce_op="sum")
+
+    @staticmethod
+    def _checked(trainer: lightning.Trainer, means: dict[str, float]) -> dict[str, float]:
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise ViLabError(
+                    f"{name} became {value} by step {trainer.global_step} (epoch {trainer.current_epoch + 1}); "
+                    "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temperature's floor"
+                )
+        return means
+
+
+class ProgressDisplay(Callback):
+    """A rich bar with the losses and the temperature on a terminal; one plain line per epoch elsewhere.
+
+    Values are read from the device at most four times a second, so a step costs no synchronisation.
+    """
+
+    def __init__(self, console: Console, recorder: Recorder, bar: bool) -> None:
+        self.console, self.recorder, self.show_bar = console, recorder, bar
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self.enabled = trainer.is_global_zero
+        if self.enabled and self.show_bar:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+            )
+            self.progress = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
+            self.task = self.progress.add_task("", total=trainer.num_training_batches, values="")
+            self.progress.start()
+        self.next_update = 0.0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if self.progress is None or (now := time.perf_counter()) < self.next_update:
+            return
+        self.next_update = now + 0.25
+        self.progress.update(
+            self.task,
+            description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
+            completed=batch_idx + 1,
+            values=self._summary(module.epoch_means.compute()),
+        )
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        if self.enabled:
+            row, seconds = self.recorder.rows[-1], self.recorder.timing[-1]["seconds"]
+            line = f"epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
+            self.console.print(line, highlight=False)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: lightning.Trainer, module: VAE, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _summary(self, values: dict[str, float]) -> str:
+        shown = {
+            "loss": values.get("train/loss"),
+            "unrelaxed": values.get("train/loss_unrelaxed"),
+            "val": values.get("val/loss"),
+            "test": values.get("test/loss"),
+            "temperature": self.recorder.temperature.value,
+        }
+        return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+
+
+def _epochs(trainer: lightning.Trainer) -> int | str:
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"

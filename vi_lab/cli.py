@@ -1,0 +1,70 @@
+"""The command line: `vi-lab COMMAND ...`. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+
+from vi_lab import __version__
+from vi_lab.errors import ViLabError, one_line
+
+COMMANDS = {
+    "train": ("vi_lab.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
+    "compare": ("vi_lab.compare", "a table of finished runs: mean and standard error over seeds"),
+}
+
+USAGE = f"""vi-lab {__version__}: variational inference with continuous and discrete latent variables
+
+usage: vi-lab COMMAND [...]        vi-lab COMMAND --help says more
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())}
+
+examples:
+  vi-lab train estimator=gumbel_softmax schedule=exponential latent=30x10 seed=1
+  vi-lab train -m estimator=gaussian,gumbel_softmax,straight_through,reinforce seed=0,1,2
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 the world failed, 2 the user's mistake, 130 Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(
+            f"vi-lab: there is no command {command!r}{hint} (commands: {', '.join(COMMANDS)})",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
+    except ViLabError as error:
+        if _debug(rest):
+            traceback.print_exc()
+        print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"vi-lab {command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `vi-lab train --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _debug(arguments: list[str]) -> bool:
+    return any(a.lstrip("+").lower() == "debug=true" for a in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

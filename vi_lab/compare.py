@@ -1,0 +1,139 @@
+"""`vi-lab compare PATHS...`: a table of runs, with mean and standard error over runs that differ in the seed only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from vi_lab.config import leaves
+from vi_lab.errors import UserError
+
+COLUMNS = {
+    "train/loss": "train",
+    "train/loss_unrelaxed": "unrelaxed",
+    "train/relaxation_gap": "gap",
+    "val/loss": "val",
+    "test/loss": "test",
+}
+# what differs between runs without making them different experiments
+_NOT_SETTINGS = ("seed", "data.seed", "data.root", "data.download", "name", "threads", "figures", "debug")
+
+
+class Run(NamedTuple):
+    """A run folder as read."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    state: str
+
+    @property
+    def settings(self) -> tuple:
+        """All that makes runs differ, besides the seed."""
+        return tuple(sorted((k, str(v)) for k, v in self.config.items() if k not in _NOT_SETTINGS))
+
+
+def find_runs(paths: list[str]) -> list[Run]:
+    """Every run folder at or below `paths`.
+
+    Raises:
+        UserError: a path does not exist, or no run is found.
+    """
+    folders: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such folder; give run folders, sweep folders, or outputs/")
+        folders += sorted(file.parent for file in path.rglob("config_resolved.yaml"))
+    if not folders:
+        raise UserError(f"no runs below {', '.join(paths)}; a run folder holds config_resolved.yaml")
+    return [_read(folder) for folder in dict.fromkeys(folders)]
+
+
+def _read(folder: Path) -> Run:
+    def load(name: str) -> dict:
+        try:
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    config = yaml.safe_load((folder / "config_resolved.yaml").read_text(encoding="utf-8"))
+    return Run(folder, dict(leaves(config)), load("metrics.json"), load("status.json").get("state", "unknown"))
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error of the mean; the error of a single value is NaN."""
+    mean = statistics.fmean(values)
+    return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def labels(groups: list[list[Run]]) -> list[str]:
+    """A name for each group: the estimator, and those settings in which groups of that estimator differ."""
+    names = []
+    for group in groups:
+        config = group[0].config
+        rivals = [other[0].config for other in groups if other[0].config["name"] == config["name"]]
+        differing = [k for k in config if k not in _NOT_SETTINGS and len({str(r.get(k)) for r in rivals}) > 1]
+        names.append(" ".join([str(config["name"]), *(f"{k}={config[k]}" for k in differing)]))
+    return names
+
+
+def table(runs: list[Run]) -> Table:
+    """The comparison as a rich table, best test loss first."""
+    grouped: dict[tuple, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.settings, []).append(run)
+    groups = sorted(grouped.values(), key=lambda g: statistics.fmean(r.metrics.get("test/loss", math.inf) for r in g))
+    columns = {c: heading for c, heading in COLUMNS.items() if any(c in run.metrics for run in runs)}
+    result = Table(title="nats per image, lower is better; mean ± standard error over seeds", title_justify="left")
+    for heading in ("run", "latent", "seeds"):
+        result.add_column(heading, overflow="fold")
+    for heading in columns.values():
+        result.add_column(heading, justify="right", no_wrap=True)
+    for name, group in zip(labels(groups), groups, strict=True):
+        cells = []
+        for column in columns:
+            values = [run.metrics[column] for run in group if run.metrics.get(column) is not None]
+            cells.append(_cell(*mean_and_error(values)) if values else "")
+        result.add_row(name, _latent(group[0].config), str(len(group)), *cells)
+    return result
+
+
+def _cell(mean: float, error: float) -> str:
+    return f"{mean:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
+
+
+def _latent(config: dict[str, Any]) -> str:
+    kind = str(config["latent._target_"]).rpartition(".")[2]
+    sizes = [str(config[f"latent.{k}"]) for k in ("variables", "classes", "dim") if f"latent.{k}" in config]
+    return f"{kind} {'x'.join(sizes)}"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vi-lab compare",
+        description="A table of finished runs, best test loss first. Unfinished ones are named.",
+    )
+    parser.add_argument("paths", nargs="*", default=["outputs"], help="run folders or folders of them (outputs)")
+    paths = parser.parse_args(argv).paths
+    runs = find_runs(paths)
+    console = Console(soft_wrap=False)
+    finished = [run for run in runs if run.state == "completed" and run.metrics]
+    for run in runs:
+        if run not in finished:
+            console.print(f"left out: {run.folder} ({run.state})", highlight=False, markup=False)
+    if not finished:
+        raise UserError(f"none of the {len(runs)} runs below {', '.join(paths)} has finished")
+    console.print(table(finished))
+    splits = {(r.config["data.source"], r.config["data.binarization"]) for r in finished}
+    if len(splits) > 1:
+        kinds = ", ".join(sorted(f"{source}/{binarization}" for source, binarization in splits))
+        console.print(f"[yellow]These runs differ in their data ({kinds}): losses do not compare between them.[/]")
+    return 0

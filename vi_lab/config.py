@@ -1,0 +1,304 @@
+"""Composing and checking configs, before anything heavy is imported.
+
+The yaml files are the schema: an override may not add keys that they lack nor change a value's type, and the table
+`RULES` holds the ranges. Every mistake is a `UserError` of one line that names what is accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vi_lab.errors import UserError, one_line
+
+_HERE = Path(__file__).resolve().parent
+CONFIG_DIR = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if (p / "train.yaml").is_file())
+"""The shipped groups: beside the package in a checkout, inside it in a wheel."""
+
+OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, "one of " + ", ".join(names))
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.holds(v), f"{rule.wanted}, or null")
+
+
+POSITIVE = Rule(lambda v: _number(v) and 0 < v < float("inf"), "a number above 0")
+NOT_NEGATIVE = Rule(lambda v: _number(v) and 0 <= v < float("inf"), "a number of at least 0")
+FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
+COUNT = Rule(lambda v: _integer(v) and v >= 1, "a whole number of at least 1")
+COUNT_OR_ZERO = Rule(lambda v: _integer(v) and v >= 0, "a whole number of at least 0")
+SIZES = Rule(lambda v: isinstance(v, list) and all(COUNT.holds(i) for i in v), "a list of whole numbers above 0")
+PART = Rule(
+    lambda v: (_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
+    "a fraction above 0 and at most 1.0, or a whole number of batches",
+)
+ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
+
+RULES: dict[str, Rule] = {
+    "seed": Rule(lambda v: _integer(v) and 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "temperature": POSITIVE,
+    "samples": _optional(COUNT),
+    "threads": _optional(COUNT),
+    "name": Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[^/\\\0]+", v) is not None, "a name without slashes"),
+    "data.source": _one_of("mnist", "fashion_mnist", "kmnist", "digits"),
+    "data.root": Rule(lambda v: v is None or isinstance(v, str), "a folder"),
+    "data.batch_size": COUNT,
+    "data.eval_batch_size": COUNT,
+    "data.validation": COUNT_OR_ZERO,
+    "data.binarization": _one_of("dynamic", "fixed", "threshold", "none"),
+    "latent.variables": COUNT,
+    "latent.classes": COUNT,
+    "latent.dim": COUNT,
+    "estimator.samples": COUNT,
+    "estimator.*temperature": POSITIVE,
+    "estimator.baseline.decay": FRACTION,
+    "estimator.max_states": COUNT,
+    "network.*.hidden": SIZES,
+    "network.*.channels": SIZES,
+    "network.*.activation": ACTIVATION,
+    "network.*.output_activation": _optional(ACTIVATION),
+    "likelihood.scale": POSITIVE,
+    "objective.kl": _one_of("analytic", "monte_carlo"),
+    "objective.beta": NOT_NEGATIVE,
+    "schedule.rate": NOT_NEGATIVE,
+    "schedule.steps": COUNT,
+    "schedule.interval": COUNT,
+    "schedule.*": POSITIVE,
+    "optimizer.lr": POSITIVE,
+    "optimizer.momentum": FRACTION,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "accelerator.accelerator": _one_of("cpu", "gpu", "cuda", "mps", "auto"),
+    "accelerator.devices": COUNT,
+    "trainer.max_epochs": COUNT,
+    "trainer.max_steps": Rule(lambda v: _integer(v) and (v >= 1 or v == -1), "a whole number above 0, or -1"),
+    "trainer.gradient_clip_val": _optional(POSITIVE),
+    "trainer.limit_*_batches": PART,
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.log_every_n_steps": COUNT,
+}
+
+OPEN = ("trainer", "optimizer", "hydra")
+"""Nodes to which `+NODE.KEY=VALUE` may add: they reach constructors of other libraries."""
+
+
+def _rule(path: str) -> Rule | None:
+    return next((rule for pattern, rule in RULES.items() if fnmatchcase(path, pattern)), None)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in nested mappings."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _same_type(value: Any, shipped: Any) -> bool:
+    if value is None or shipped is None:
+        return True  # null stands for any type; RULES say where null is not accepted
+    if isinstance(shipped, bool) or isinstance(value, bool):
+        return isinstance(shipped, bool) and isinstance(value, bool)
+    if isinstance(shipped, (int, float)):
+        return isinstance(value, (int, float))
+    return isinstance(value, type(shipped))
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def check(values: dict, shipped: dict) -> None:
+    """Check a resolved config against what the chosen groups ship and against `RULES`.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a value out of range, or an estimator and a latent that don't fit.
+    """
+    known = dict(leaves(shipped))
+    for path, value in leaves(values):
+        node, _, key = path.rpartition(".")
+        if path not in known:
+            if path.split(".")[0] in OPEN:
+                continue
+            if any(p.startswith(f"{path}.") for p in known):
+                raise UserError(f"{path}={_show(value)}: wanted a mapping")
+            prefix = f"{node}." if node else ""
+            siblings = sorted({p.removeprefix(prefix).split(".")[0] for p in known if p.startswith(prefix)})
+            where = f"{node} has no key {key}" if node else f"there is no key {key}"
+            raise UserError(f"{where}{_nearest(key, siblings)} (keys: {', '.join(siblings) or 'none'})")
+        wanted = _WORDS.get(type(known[path]), "another type")
+        rule = None if key.startswith("_") else _rule(path)
+        if rule and not rule.holds(value):
+            raise UserError(f"{path}={_show(value)}: wanted {rule.wanted}")
+        if not rule and (not _same_type(value, known[path]) or (value is None and known[path] is not None)):
+            raise UserError(f"{path}={_show(value)}: wanted {wanted}")
+    _check_pair(values)
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _check_pair(values: dict) -> None:
+    """An estimator names the latents that it can estimate for."""
+    estimator, latent = values["estimator"], values["latent"]
+    kind = latent["_target_"].rpartition(".")[2].lower()
+    accepted = estimator["latents"]
+    if kind not in accepted:
+        raise UserError(
+            f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
+            + " or ".join(f"latent={name}" for name in accepted)
+        )
+    if "max_states" in estimator:
+        states = latent.get("classes", 2) ** latent["variables"]
+        if states > estimator["max_states"]:
+            raise UserError(
+                f"estimator {values['name']} sums over all states: this latent has {states:.3g}, more than "
+                f"estimator.max_states={estimator['max_states']}; use a smaller latent, such as latent=1x10 or 2x10"
+            )
+
+
+# --- composing ---------------------------------------------------------------------------------------------------
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors in one line that says what is accepted."""
+    text = str(error)
+    if found := re.search(r"Could not find '(.+?)/([^/']+)'\s+Available options in '.+?':\s+(.*)", text, re.DOTALL):
+        group, choice, rest = found.groups()
+        options = [line.strip() for line in rest.splitlines() if line.strip()]
+        hint = ""
+        if group == "latent" and (size := re.fullmatch(r"(\d+)x(\d+)", choice)):
+            hint = f"; use latent=categorical latent.variables={size[1]} latent.classes={size[2]}"
+        return f"{group}={choice}: no such choice{_nearest(choice, options)} (one of {', '.join(options)}){hint}"
+    if found := re.search(r"Could not override '(.+?)'\.?\s*\n?\s*No match in the defaults list", text):
+        names = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
+        return f"there is no config group {found[1]}{_nearest(found[1], names)} (groups: {', '.join(names)})"
+    if found := re.search(r"Could not override '(.+?)'", text):
+        return f"there is no key {found[1]}{_known_keys(found[1])}"
+    if found := re.search(r"Could not append to config\. An item is already at '(.+?)'", text):
+        return f"+{found[1]}: the key is there already; leave out the +"
+    text = re.sub(r"\s*(full_key|object_type|reference_type):.*", "", text)
+    if found := re.search(r"Environment variable '(.+?)' not found", text):
+        return f"environment variable {found[1]} is not set"
+    return one_line(Exception(text.split("\nSee https://")[0]))
+
+
+def _known_keys(path: str) -> str:
+    """The keys beside a misspelt one, from the default config."""
+    try:
+        node, _, key = path.rpartition(".")
+        config = compose_job("train", [])
+        parent = OmegaConf.select(config, node) if node else config
+        keys = [str(k) for k in parent if k != "hydra"] if isinstance(parent, DictConfig) else []
+    except Exception:  # only a hint: never a second error
+        return ""
+    return f"{_nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""
+
+
+def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
+    search = [f"hydra.searchpath=[{_quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = compose(name, [*overrides, *search], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return config
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def resolved(config: DictConfig) -> dict:
+    """The user's part of a composed config as plain Python, every interpolation filled in."""
+    keys = [key for key in config if key != "hydra"]
+    return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=True)
+
+
+def split_sweep(overrides: list[str]) -> list[list[str]]:
+    """The jobs of a sweep as Hydra's basic sweeper makes them."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+
+
+def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir: str | None = None) -> list[dict]:
+    """Compose and check every job that `overrides` describe.
+
+    Raises:
+        UserError: the first mistake that is found.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
+    shipped: dict[tuple, dict] = {}
+    configs = []
+    try:
+        for job in split_sweep(overrides) if multirun else [overrides]:
+            config = compose_job(name, job, config_dir)
+            chosen = {
+                group: choice
+                for group, choice in config.hydra.runtime.choices.items()
+                if group != "experiment" and not group.startswith("hydra/")
+            }
+            key = tuple(sorted((g, str(c)) for g, c in chosen.items()))
+            if key not in shipped:
+                groups = [f"{group}={choice}" for group, choice in chosen.items() if choice is not None]
+                shipped[key] = resolved(compose_job(name, groups, config_dir))
+                HydraConfig.instance().set_config(config)
+            values = resolved(config)
+            check(values, shipped[key])
+            configs.append(values)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(explain(error)) from error
+    return configs
+
+
+def plain(node: Any) -> Any:
+    """A config node as resolved plain Python."""
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, (DictConfig, ListConfig)) else node

@@ -1,0 +1,7 @@
+"""MNIST and its relatives, whole in memory as uint8 on the training device."""
+
+from vi_lab.data.loader import BINARIZATIONS, BatchLoader
+from vi_lab.data.module import MNISTDataModule
+from vi_lab.data.sources import SOURCES, Images, load
+
+__all__ = ["BINARIZATIONS", "SOURCES", "BatchLoader", "Images", "MNISTDataModule", "load"]

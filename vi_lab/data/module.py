@@ -1,0 +1,124 @@
+"""The DataModule that all models share."""
+
+from __future__ import annotations
+
+import hashlib
+
+import lightning
+import torch
+
+from vi_lab.data.loader import BINARIZATIONS, BatchLoader, draw_bits
+from vi_lab.data.sources import Images, load
+from vi_lab.errors import UserError
+
+
+class MNISTDataModule(lightning.LightningDataModule):
+    """MNIST-shaped data, split into train, validation and test, binarised in one of four ways.
+
+    Args:
+        source: mnist, fashion_mnist, kmnist or digits.
+        root: torchvision's data folder (ROOT/MNIST/raw/...); not used by digits.
+        download: fetch what is absent.
+        batch_size, eval_batch_size: images per step and device.
+        validation: the last so many training images are held out; 0 trains on all.
+        binarization: dynamic, fixed, threshold or none. "fixed" is the same draw for every run, whatever its seed.
+        drop_last: drop an incomplete last training batch.
+        test_every_epoch: evaluate the test split after each epoch too, for curves.
+        seed: of order and pixels.
+    """
+
+    shape = (1, 28, 28)
+
+    def __init__(
+        self,
+        source: str = "mnist",
+        root: str | None = "data",
+        download: bool = False,
+        batch_size: int = 100,
+        validation: int = 10_000,
+        binarization: str = "dynamic",
+        drop_last: bool = True,
+        eval_batch_size: int = 1000,
+        test_every_epoch: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if binarization not in BINARIZATIONS:
+            raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}; got {binarization!r}")
+        self.source, self.root, self.download = source, root, download
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.validation, self.binarization = validation, binarization
+        self.drop_last, self.test_every_epoch, self.seed = drop_last, test_every_epoch, seed
+        self.images: Images | None = None
+
+    def prepare_data(self) -> None:
+        """Download in one process only; the others then find the files."""
+        self.load()
+
+    def load(self) -> Images:
+        """The data, on the CPU, loaded once.
+
+        Raises:
+            ViLabError: absent or damaged files.
+            UserError: the splits leave nothing to train on.
+        """
+        if self.images is None:
+            images = load(self.source, self.root, self.download)
+            left = len(images.train_images) - self.validation
+            if left < (self.batch_size if self.drop_last else 1):
+                raise UserError(
+                    f"data.validation={self.validation} leaves {max(left, 0)} of {len(images.train_images)} "
+                    f"{self.source} images to train on, less than data.batch_size={self.batch_size}"
+                )
+            self.images = images
+        return self.images
+
+    def checksum(self) -> str:
+        """sha256 of the images and labels, before splitting and binarisation."""
+        digest = hashlib.sha256()
+        for tensor in self.load():
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def setup(self, stage: str | None = None) -> None:
+        images = self.load()
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self.binarization == "fixed":
+            # one generator over both splits in turn: the same bits on every device and for every seed
+            generator = torch.Generator().manual_seed(0)
+            bits = [draw_bits(split, generator).to(torch.uint8) * 255 for split in (images[0], images[2])]
+            images = Images(bits[0], images.train_labels, bits[1], images.test_labels)
+        cut = len(images.train_images) - self.validation
+        self.splits = {
+            "train": (images.train_images[:cut].to(device), images.train_labels[:cut].to(device)),
+            "val": (images.train_images[cut:].to(device), images.train_labels[cut:].to(device)),
+            "test": (images.test_images.to(device), images.test_labels.to(device)),
+        }
+
+    @property
+    def validation_splits(self) -> list[str]:
+        """What is evaluated after each epoch, in the order of the validation loaders."""
+        return ["val"] * (self.validation > 0) + ["test"] * self.test_every_epoch
+
+    def loader(self, split: str) -> BatchLoader:
+        """Batches of a split; of this process's shard of it where several train together."""
+        training = split == "train"
+        return BatchLoader(
+            *self.splits[split],
+            self.batch_size if training else self.eval_batch_size,
+            seed=self.seed,
+            binarization=self.binarization,
+            shuffle=training,
+            drop_last=training and self.drop_last,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+
+    def train_dataloader(self) -> BatchLoader:
+        return self.loader("train")
+
+    def val_dataloader(self) -> list[BatchLoader]:
+        return [self.loader(split) for split in self.validation_splits]
+
+    def test_dataloader(self) -> BatchLoader:
+        return self.loader("test")

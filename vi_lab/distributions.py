@@ -1,0 +1,132 @@
+"""What the estimators need of a posterior q(z|x) beyond `torch.distributions`.
+
+q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoulli, 1)` with event (L,), or
+`Independent(Normal, 1)` with event (D,). Samples come first, batch second, event last: (S, B, *event).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
+from torch.distributions import kl_divergence as torch_kl_divergence
+from torch.nn import functional as F
+
+
+def base(q: Distribution) -> Distribution:
+    """The per-variable distribution under `Independent`."""
+    return q.base_dist if isinstance(q, Independent) else q
+
+
+def discrete(q: Distribution, method: str) -> Distribution:
+    """The base of a categorical or Bernoulli `q`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    b = base(q)
+    if not isinstance(b, (OneHotCategorical, Bernoulli)):
+        raise TypeError(
+            f"{method} needs a discrete posterior (OneHotCategorical or Bernoulli, under Independent), "
+            f"got {type(b).__name__}"
+        )
+    return b
+
+
+def gumbel_like(x: Tensor, samples: int) -> Tensor:
+    """Standard Gumbel noise, (samples, *x.shape): -log of an Exponential(1) draw, exact in both tails."""
+    return -torch.empty((samples, *x.shape), dtype=x.dtype, device=x.device).exponential_().log_()
+
+
+def logistic_like(x: Tensor, samples: int) -> Tensor:
+    """Standard logistic noise, (samples, *x.shape): the difference of two Gumbels."""
+    return gumbel_like(x, samples).sub_(gumbel_like(x, samples))
+
+
+def one_hot_argmax(x: Tensor) -> Tensor:
+    """One-hot of the largest entry along the last axis, in x's shape and dtype."""
+    return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
+
+
+@torch.no_grad()
+def sample(q: Distribution, samples: int) -> Tensor:
+    """Draws from the true `q` without gradient: (samples, B, *event). Gumbel-argmax for categoricals."""
+    b = base(q)
+    if isinstance(b, OneHotCategorical):
+        return one_hot_argmax(b.logits + gumbel_like(b.logits, samples))
+    if isinstance(b, Bernoulli):
+        return (b.logits + logistic_like(b.logits, samples) > 0).to(b.logits.dtype)
+    return q.sample((samples,))
+
+
+def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -> Tensor:
+    """Differentiable draws of the Concrete relaxation of `q` (Maddison et al. 2017): (samples, B, *event).
+
+    Categorical: softmax((logits + Gumbel) / tau). Bernoulli: sigmoid((logits + Logistic) / tau).
+    """
+    b = discrete(q, "a relaxation")
+    if isinstance(b, OneHotCategorical):
+        return ((b.logits + gumbel_like(b.logits, samples)) / temperature).softmax(-1)
+    return ((b.logits + logistic_like(b.logits, samples)) / temperature).sigmoid()
+
+
+def harden(q: Distribution, relaxed: Tensor) -> Tensor:
+    """The vertex nearest to a relaxed sample: a true sample of `q`, since the noise is shared. No gradient."""
+    relaxed = relaxed.detach()
+    return one_hot_argmax(relaxed) if isinstance(base(q), OneHotCategorical) else (relaxed > 0.5).to(relaxed.dtype)
+
+
+def log_prob(q: Distribution, z: Tensor) -> Tensor:
+    """log q(z) in nats, (S, B), for z of (S, B, *event).
+
+    For the discrete families the formula is the one linear in z (sum of z * log p), which equals log q at every
+    vertex and extends to relaxed z, where `torch.distributions` would take an argmax and lose the gradient.
+    """
+    b = base(q)
+    if isinstance(b, OneHotCategorical):
+        return (z * b.logits).sum((-1, -2))
+    if isinstance(b, Bernoulli):
+        return (z * b.logits - F.softplus(b.logits)).sum(-1)
+    return q.log_prob(z)
+
+
+def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q || p) in nats, (B,), for q and p of one family.
+
+    The discrete log q is linear in z here, so its expectation is its value at the mean: E_q[log q - log p] needs no
+    sum of its own. (`torch.distributions` masks zero probabilities besides, at twice the time.)
+    """
+    if isinstance(base(q), (OneHotCategorical, Bernoulli)):
+        return log_prob(q, q.mean) - log_prob(p, q.mean)
+    return torch_kl_divergence(q, p)
+
+
+def number_of_states(q: Distribution) -> int:
+    """Size of the joint support of a discrete `q`: C^L or 2^L."""
+    b = discrete(q, "enumeration")
+    variables = q.event_shape[0]
+    return (q.event_shape[1] if isinstance(b, OneHotCategorical) else 2) ** variables
+
+
+def enumerate_support(q: Distribution) -> Tensor:
+    """All joint states of a discrete `q`: (N, *event)."""
+    b = discrete(q, "enumeration")
+    variables = q.event_shape[0]
+    classes = q.event_shape[1] if isinstance(b, OneHotCategorical) else 2
+    index = torch.arange(classes**variables, device=b.logits.device)
+    digits = index[:, None] // classes ** torch.arange(variables, device=index.device) % classes  # (N, L)
+    if isinstance(b, OneHotCategorical):
+        return F.one_hot(digits, classes).to(b.logits.dtype)
+    return digits.to(b.logits.dtype)
+
+
+def gaussian(q: Distribution, method: str) -> Normal:
+    """The base of a Gaussian `q`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    b = base(q)
+    if not isinstance(b, Normal):
+        raise TypeError(f"{method} needs a Gaussian posterior (Normal, under Independent), got {type(b).__name__}")
+    return b

@@ -1,0 +1,74 @@
+"""The interface of a gradient estimator: how d/dphi E_q(z)[f(z)] is estimated from evaluations of f.
+
+q = Independent(OneHotCategorical(logits=logits), 1)
+RLOO(samples=4)(q, lambda z: decoder_nats(x, z)).loss.mean().backward()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+Cost = Callable[[Tensor], Tensor]
+"""z of shape (S, B, *event) -> f(z) of shape (S, B), in nats. May hold parameters (the decoder's)."""
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns."""
+
+    loss: Tensor
+    """(B,) value: the mean cost over samples; gradient: the estimator's, for q's and the cost's parameters."""
+    control_loss: Tensor
+    """() reaches the estimator's own parameters only (a learned baseline); 0 where it has none."""
+    cost: Tensor
+    """(S, B) the costs, detached."""
+
+
+class GradientEstimator(nn.Module, ABC):
+    """One method. Called with the true posterior and a cost; see `Estimate` for what comes back."""
+
+    unbiased: ClassVar[bool]
+    """Whether the gradient's expectation is the exact gradient. The contract tests hold it to this."""
+    relaxed: ClassVar[bool] = False
+    """Whether the cost is evaluated at relaxed samples, so that its value is not the loss of the model."""
+    exact_for: ClassVar[str | None] = None
+    """For a biased method, the costs for which it is unbiased all the same: "linear" or "quadratic" in z."""
+
+    def __init__(self, samples: int = 1) -> None:
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        self.samples = samples
+
+    @abstractmethod
+    def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Estimate the expected cost under `q` and its gradient.
+
+        Args:
+            q: true posterior q(z|x), batch shape (B,).
+            cost: f, called on (S, B, *event).
+            context: (B, ...) what x is, for baselines that depend on the input.
+        """
+
+    def control_loss(self, like: Tensor) -> Tensor:
+        """The zero of an estimator without parameters of its own."""
+        return like.new_zeros(())
+
+    def extra_repr(self) -> str:
+        return f"samples={self.samples}"
+
+
+def add_temperature(module: nn.Module, temperature: float, name: str = "temperature") -> None:
+    """Give `module` a 0-d buffer that a schedule writes.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"{name} must be positive, got {temperature}")
+    module.register_buffer(name, torch.tensor(float(temperature)))

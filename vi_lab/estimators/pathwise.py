@@ -1,0 +1,25 @@
+"""Pathwise ("reparameterisation") gradient: z = mu + sigma * eps, gradient through z.
+
+    d/dphi E_q[f(z)] = E_eps[ f'(z) dz/dphi ]
+
+Kingma and Welling 2014 (arXiv 1312.6114), Rezende et al. 2014 (arXiv 1401.4082). Unbiased for any q with `rsample`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
+from vi_lab.estimators.surrogates import differentiable
+
+
+class Pathwise(GradientEstimator):
+    """Gradient through reparameterised samples."""
+
+    unbiased = True
+
+    def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        if not q.has_rsample:
+            raise TypeError(f"the pathwise gradient needs a reparameterised posterior such as Normal, got {q}")
+        return differentiable(cost(q.rsample((self.samples,))))

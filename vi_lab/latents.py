@@ -1,0 +1,103 @@
+"""Latent variables: encoder features -> q(z|x), the prior p(z), and their KL divergence.
+
+Each latent says how many features it needs (`feature_size`) and what a sample looks like (`event_shape`). Logits
+and scales stay in float32 (or float64) under reduced precision.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, distributions, nn
+from torch.distributions import Distribution, Independent
+
+
+class Latent(nn.Module, ABC):
+    """A family of posteriors with a fixed prior."""
+
+    event_shape: tuple[int, ...]
+    feature_size: int
+
+    @abstractmethod
+    def posterior(self, features: Tensor) -> Distribution:
+        """features (B, feature_size), at least float32 -> q with batch shape (B,) and event `event_shape`."""
+
+    @abstractmethod
+    def prior(self) -> Distribution:
+        """p(z), batch shape ()."""
+
+    def forward(self, features: Tensor) -> Distribution:
+        return self.posterior(features.to(torch.promote_types(features.dtype, torch.float32)))
+
+    @property
+    def size(self) -> int:
+        """Number of inputs of the decoder."""
+        return math.prod(self.event_shape)
+
+    def extra_repr(self) -> str:
+        return f"event_shape={self.event_shape}"
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class Categorical(Latent):
+    """`variables` independent one-hot variables of `classes` classes; uniform prior. Event (L, C)."""
+
+    def __init__(self, variables: int = 30, classes: int = 10) -> None:
+        super().__init__()
+        _positive(variables=variables, classes=classes)
+        self.event_shape = (variables, classes)
+        self.feature_size = variables * classes
+        self.register_buffer("prior_logits", torch.zeros(variables, classes), persistent=False)
+
+    def posterior(self, features: Tensor) -> Distribution:
+        logits = features.unflatten(-1, self.event_shape)  # (B, L*C) -> (B, L, C)
+        return Independent(distributions.OneHotCategorical(logits=logits, validate_args=False), 1, validate_args=False)
+
+    def prior(self) -> Distribution:
+        q = distributions.OneHotCategorical(logits=self.prior_logits, validate_args=False)
+        return Independent(q, 1, validate_args=False)
+
+
+class Bernoulli(Latent):
+    """`variables` independent binary variables; prior Bernoulli(1/2). Event (L,), values 0 and 1."""
+
+    def __init__(self, variables: int = 200) -> None:
+        super().__init__()
+        _positive(variables=variables)
+        self.event_shape = (variables,)
+        self.feature_size = variables
+        self.register_buffer("prior_logits", torch.zeros(variables), persistent=False)
+
+    def posterior(self, features: Tensor) -> Distribution:
+        return Independent(distributions.Bernoulli(logits=features, validate_args=False), 1, validate_args=False)
+
+    def prior(self) -> Distribution:
+        q = distributions.Bernoulli(logits=self.prior_logits, validate_args=False)
+        return Independent(q, 1, validate_args=False)
+
+
+class Gaussian(Latent):
+    """Diagonal Gaussian posterior from (mu, log variance) heads; standard normal prior. Event (D,)."""
+
+    def __init__(self, dim: int = 2) -> None:
+        super().__init__()
+        _positive(dim=dim)
+        self.event_shape = (dim,)
+        self.feature_size = 2 * dim
+        self.register_buffer("prior_mean", torch.zeros(dim), persistent=False)
+
+    def posterior(self, features: Tensor) -> Distribution:
+        mean, log_variance = features.chunk(2, -1)
+        normal = distributions.Normal(mean, (0.5 * log_variance).exp(), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def prior(self) -> Distribution:
+        normal = distributions.Normal(self.prior_mean, torch.ones_like(self.prior_mean), validate_args=False)
+        return Independent(normal, 1, validate_args=False)

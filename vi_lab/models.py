@@ -1,0 +1,216 @@
+"""The LightningModules: four families of VAE over one base.
+
+Data flows one way: x -> encoder -> q(z|x) -> estimator (which calls decoder and likelihood) -> objective -> metrics.
+A family says which latents belong to it and what it logs besides; the estimator is what differs within a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vi_lab.estimators.base import Cost, GradientEstimator
+from vi_lab.latents import Bernoulli, Categorical, Gaussian, Latent
+from vi_lab.likelihoods import Likelihood
+from vi_lab.objectives import Terms
+from vi_lab.seeding import EVALUATION, NOISE, seed_noise
+
+
+class Means:
+    """Weighted running means of named scalars, kept as one tensor on the device: nothing is copied until asked."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total: Tensor | None = None
+        self.weight = 0
+
+    def add(self, values: Tensor, weight: int) -> None:
+        """Add one batch's means, in the order of `names`."""
+        if self.total is None:
+            # double, so that 60,000 images lose no digits; MPS has no double
+            dtype = torch.float32 if values.device.type == "mps" else torch.float64
+            self.total = torch.zeros_like(values, dtype=dtype)
+        self.total.add_(values, alpha=weight)
+        self.weight += weight
+
+    def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """The means; `reduce` sums a tensor over processes. Empty where nothing was added."""
+        if self.total is None:
+            return {}
+        sums = torch.cat([self.total, self.total.new_tensor([self.weight])])
+        *totals, weight = (reduce(sums) if reduce else sums).tolist()
+        return {name: total / weight for name, total in zip(self.names, totals, strict=True)}
+
+    def reset(self) -> None:
+        self.total, self.weight = None, 0
+
+    def state_dict(self) -> dict[str, object]:
+        return {"names": self.names, "total": self.total, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.names, self.total, self.weight = state["names"], state["total"], state["weight"]
+
+
+class VAE(lightning.LightningModule):
+    """What the four families share.
+
+    Args:
+        latent: features -> q(z|x), and the prior.
+        encoder: x (B, *shape) -> features (B, latent.feature_size).
+        decoder: flat z (N, latent.size) -> (N, *shape).
+        likelihood: decoder output, x -> -log p(x|z).
+        objective: the bound; see `vi_lab.objectives`.
+        estimator: the gradient estimator.
+        optimizer: parameters -> torch optimiser.
+        seed: of the sampling noise.
+    """
+
+    latents: ClassVar[tuple[type[Latent], ...]] = (Latent,)
+
+    def __init__(
+        self,
+        latent: Latent,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        objective: nn.Module,
+        estimator: GradientEstimator,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(latent, self.latents):
+            names = " or ".join(kind.__name__ for kind in self.latents)
+            raise TypeError(f"{type(self).__name__} needs a {names} latent, got {type(latent).__name__}")
+        self.latent, self.encoder, self.decoder = latent, encoder, decoder
+        self.likelihood, self.objective, self.estimator = likelihood, objective, estimator
+        self.optimizer, self.seed = optimizer, seed
+        self.epoch_means, self.window_means = Means(), Means()
+        self.evaluation_means: dict[str, Means] = {}
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """q(z|x), batch shape (B,)."""
+        return self.latent(self.encoder(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (S, B, *event) -> decoder output (S, B, *shape), in one call for all samples."""
+        output = self.decoder(z.flatten(2).flatten(0, 1))  # (S*B, size) -> (S*B, *shape)
+        return output.unflatten(0, z.shape[:2])
+
+    def nats(self, x: Tensor) -> Cost:
+        """The reconstruction cost of x: z (S, B, *event) -> -log p(x|z), (S, B)."""
+        return lambda z: self.likelihood(self.decode(z), x)
+
+    @torch.no_grad()
+    def sample(self, images: int) -> Tensor:
+        """Means of p(x|z) for z from the prior: (images, *shape)."""
+        z = self.latent.prior().sample((1, images))
+        return self.likelihood.mean(self.decode(z))[0]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.parameters())
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, _ = batch
+        seed_noise(self.device, self.seed, NOISE, self.current_epoch, batch_idx, self.global_rank)
+        q, nats = self.posterior(x), self.nats(x)
+        terms = self.objective(q, self.latent.prior(), nats, self.estimator, x)
+        loss = terms.loss.mean()
+        self._record(q, nats, terms, loss.detach(), len(x))
+        return loss + terms.control_loss
+
+    @torch.no_grad()
+    def _record(self, q: Distribution, nats: Cost, terms: Terms, loss: Tensor, weight: int) -> None:
+        # The estimators that do not relax have evaluated the loss at samples of the true q already.
+        relaxed = self.estimator.relaxed
+        unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean() if relaxed else loss
+        values = {
+            "loss": loss,
+            "loss_unrelaxed": unrelaxed,
+            "relaxation_gap": unrelaxed - loss,
+            "reconstruction": terms.reconstruction.mean(),
+            "kl": terms.kl.mean(),
+            **self.extra_metrics(q, terms),
+        }
+        stacked = torch.stack([value.float() for value in values.values()])
+        for means in (self.epoch_means, self.window_means):
+            means.names = [f"train/{name}" for name in values]
+            means.add(stacked, weight)
+
+    def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        """What the family logs besides: 0-d tensors, cheap, without gradient."""
+        return {}
+
+    # --- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The unrelaxed loss on a split, with the same noise at each evaluation and for every estimator."""
+        x, _ = batch
+        seed_noise(self.device, self.seed, EVALUATION, batch_idx, self.global_rank)
+        terms = self.objective.unrelaxed(self.posterior(x), self.latent.prior(), self.nats(x))
+        means = self.evaluation_means.setdefault(split, Means())
+        means.names = [f"{split}/{name}" for name in ("loss", "reconstruction", "kl")]
+        means.add(torch.stack([terms.loss.mean(), terms.reconstruction.mean(), terms.kl.mean()]), len(x))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluation_step(self.trainer.datamodule.validation_splits[dataloader_idx], batch, batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.evaluation_step("test", batch, batch_idx)
+
+    # --- exact resume: what has been accumulated since the epoch began --------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["means"] = {
+            "epoch": self.epoch_means.state_dict(),
+            "window": self.window_means.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.epoch_means.load_state_dict(checkpoint["means"]["epoch"])
+        self.window_means.load_state_dict(checkpoint["means"]["window"])
+
+
+class GaussianVAE(VAE):
+    """Gaussian posterior, pathwise gradient (Kingma and Welling 2014). Logs the mean posterior scale."""
+
+    latents = (Gaussian,)
+
+    def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        return {"posterior_scale": q.base_dist.scale.mean()}
+
+
+class DiscreteVAE(VAE):
+    """Categorical or Bernoulli posterior. Logs the perplexity of q(z|x) per variable: 1 is certain."""
+
+    latents = (Categorical, Bernoulli)
+
+    def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        # the prior is uniform: entropy = log(states) - KL, for nothing
+        classes = self.latent.event_shape[1] if len(self.latent.event_shape) == 2 else 2
+        return {"posterior_perplexity": classes * (-terms.kl.mean() / self.latent.event_shape[0]).exp()}
+
+
+class GumbelSoftmaxVAE(DiscreteVAE):
+    """Trained on relaxed samples (Jang et al. 2017); the relaxation gap and the temperature are what to watch."""
+
+
+class StraightThroughVAE(DiscreteVAE):
+    """True samples going forward, a surrogate going backward (Bengio et al. 2013); the gap is zero by design."""
+
+
+class ReinforceVAE(VAE):
+    """Cost at true samples, gradient through log q or through the sum over states (Williams 1992), for any latent.
+    Logs the spread of the costs, which is what a baseline is for."""
+
+    latents = (Categorical, Bernoulli, Gaussian)
+
+    def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        return {"cost_std": terms.cost.std(correction=0)}

@@ -1,0 +1,122 @@
+"""Encoder and decoder bodies: images to features, flat latents to images. No probability in them.
+
+Encoders map (N, *shape) -> (N, feature_size); decoders (N, latent size) -> (N, *shape). Their sizes at the latent's
+side are given by the latent, so a network config holds only what is the network's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+def activation_module(name: str) -> nn.Module:
+    """The activation called `name`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+def _dense(sizes: Sequence[int], activation: str) -> list[nn.Module]:
+    """Linear layers through `sizes` with activations between them, none after the last."""
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layers += [activation_module(activation)] if i else []
+        layers += [nn.Linear(inputs, outputs)]
+    return layers
+
+
+class MLPEncoder(nn.Sequential):
+    """Flatten, then dense layers. `output_activation` is for reproducing set-ups that put one on the logits."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        feature_size: int,
+        hidden: Sequence[int] = (512, 256),
+        activation: str = "relu",
+        output_activation: str | None = None,
+    ) -> None:
+        last = [activation_module(output_activation)] if output_activation else []
+        super().__init__(nn.Flatten(), *_dense([math.prod(shape), *hidden, feature_size], activation), *last)
+
+
+class MLPDecoder(nn.Sequential):
+    """Dense layers, then the image's shape."""
+
+    def __init__(
+        self,
+        latent_size: int,
+        shape: Sequence[int],
+        hidden: Sequence[int] = (256, 512),
+        activation: str = "relu",
+    ) -> None:
+        dense = _dense([latent_size, *hidden, math.prod(shape)], activation)
+        super().__init__(*dense, nn.Unflatten(-1, tuple(shape)))
+
+
+class ConvEncoder(nn.Sequential):
+    """4x4 convolutions of stride 2, then one linear layer. Image sides must divide by 2^len(channels)."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        feature_size: int,
+        channels: Sequence[int] = (32, 64),
+        activation: str = "relu",
+    ) -> None:
+        depth, height, width = _conv_grid(shape, len(channels))
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip([shape[0], *channels], channels, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), activation_module(activation)]
+        size = (channels[-1] if channels else depth) * height * width
+        super().__init__(*layers, nn.Flatten(), nn.Linear(size, feature_size))
+
+
+class ConvDecoder(nn.Sequential):
+    """One linear layer, then 4x4 transposed convolutions of stride 2: the mirror of `ConvEncoder`."""
+
+    def __init__(
+        self,
+        latent_size: int,
+        shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        activation: str = "relu",
+    ) -> None:
+        _, height, width = _conv_grid(shape, len(channels))
+        if not channels:
+            raise ValueError("a convolutional decoder needs at least one entry in channels; use network=linear")
+        layers: list[nn.Module] = [
+            nn.Linear(latent_size, channels[0] * height * width),
+            nn.Unflatten(-1, (channels[0], height, width)),
+        ]
+        for inputs, outputs in zip(channels, [*channels[1:], shape[0]], strict=True):
+            layers += [
+                activation_module(activation),
+                nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1),
+            ]
+        super().__init__(*layers)
+
+
+def _conv_grid(shape: Sequence[int], depth: int) -> tuple[int, int, int]:
+    """The image's channels and its height and width after `depth` halvings."""
+    channels, height, width = shape
+    if height % 2**depth or width % 2**depth:
+        raise ValueError(f"images of {height}x{width} cannot be halved {depth} times; use fewer channels entries")
+    return channels, height // 2**depth, width // 2**depth

@@ -1,0 +1,84 @@
+"""What is minimised: bounds on -log p(x), in nats per image, built from q, p, a reconstruction cost and an estimator.
+
+The negative ELBO (Kingma and Welling 2014): E_q[-log p(x|z)] + beta * KL(q(z|x) || p(z)).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vi_lab.distributions import kl_divergence, log_prob, sample
+from vi_lab.estimators.base import Cost, GradientEstimator
+
+
+class Terms(NamedTuple):
+    """An objective and its parts, each (B,) in nats; only `loss` and `control_loss` carry gradient."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    control_loss: Tensor
+    cost: Tensor
+    """(S, B) the estimator's costs."""
+
+
+class ELBO(nn.Module):
+    """Negative (beta-)ELBO.
+
+    Args:
+        kl: "analytic", so that the estimator sees the reconstruction alone; or "monte_carlo", where its cost is
+            reconstruction + beta * (log q(z|x) - log p(z)) at its samples. Same expectation, other variance. With
+            relaxed samples the Monte Carlo form uses the linear extension of log q and is no bound.
+        beta: weight of the KL; 1 is the ELBO, others the beta-VAE's objective.
+    """
+
+    def __init__(self, kl: str = "analytic", beta: float = 1.0) -> None:
+        super().__init__()
+        if kl not in ("analytic", "monte_carlo"):
+            raise ValueError(f"kl must be analytic or monte_carlo, got {kl!r}")
+        if beta < 0:
+            raise ValueError(f"beta must not be negative, got {beta}")
+        self.kl = kl
+        self.beta = beta
+
+    def forward(
+        self,
+        q: Distribution,
+        p: Distribution,
+        nats: Cost,
+        estimator: GradientEstimator,
+        context: Tensor | None = None,
+    ) -> Terms:
+        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B)."""
+        if self.kl == "analytic":
+            kl = kl_divergence(q, p)
+            estimate = estimator(q, nats, context)
+            loss, reconstruction = estimate.loss + self.beta * kl, estimate.loss
+        else:
+
+            def cost(z: Tensor) -> Tensor:
+                return nats(z) + self.beta * (log_prob(q, z) - log_prob(p, z))
+
+            with torch.no_grad():
+                kl = kl_divergence(q, p)
+            estimate = estimator(q, cost, context)
+            loss, reconstruction = estimate.loss, estimate.loss - self.beta * kl
+        return Terms(loss, reconstruction.detach(), kl.detach(), estimate.control_loss, estimate.cost)
+
+    @torch.no_grad()
+    def unrelaxed(self, q: Distribution, p: Distribution, nats: Cost, samples: int = 1) -> Terms:
+        """The objective at samples from the true q with the analytic KL, without gradient: how every estimator is
+        evaluated, whatever it was trained with."""
+        kl = kl_divergence(q, p)
+        return self.unrelaxed_given_kl(q, nats, kl, samples)
+
+    @torch.no_grad()
+    def unrelaxed_given_kl(self, q: Distribution, nats: Cost, kl: Tensor, samples: int = 1) -> Terms:
+        """`unrelaxed` where KL(q || p), (B,), is known already."""
+        cost = nats(sample(q, samples))
+        reconstruction = cost.mean(0)
+        return Terms(reconstruction + self.beta * kl, reconstruction, kl, kl.new_zeros(()), cost)
