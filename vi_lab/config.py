@@ -6,6 +6,7 @@ The yaml files are the schema: an override may not add keys that they lack nor c
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -106,6 +108,21 @@ RULES: dict[str, Rule] = {
     "accelerator.devices": COUNT,
     "trainer.max_epochs": COUNT,
     "trainer.max_steps": Rule(lambda v: _integer(v) and (v >= 1 or v == -1), "a whole number above 0, or -1"),
+    "trainer.precision": Rule(
+        lambda v: (
+            str(v)
+            in (
+                "16",
+                "32",
+                "64",
+                "bf16",
+                *(f"{b}-{k}" for b in ("16", "bf16") for k in ("mixed", "true")),
+                "32-true",
+                "64-true",
+            )
+        ),
+        "one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
+    ),
     "trainer.gradient_clip_val": _optional(POSITIVE),
     "trainer.limit_*_batches": PART,
     "trainer.check_val_every_n_epoch": COUNT,
@@ -149,6 +166,9 @@ _WORDS = {
 }
 
 
+_INNER = ("_target_", "_partial_", "latents", "model", "hydra")  # not for users to set
+
+
 def _nearest(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -169,7 +189,8 @@ def check(values: dict, shipped: dict) -> None:
             if any(p.startswith(f"{path}.") for p in known):
                 raise UserError(f"{path}={_show(value)}: wanted a mapping")
             prefix = f"{node}." if node else ""
-            siblings = sorted({p.removeprefix(prefix).split(".")[0] for p in known if p.startswith(prefix)})
+            siblings = {p.removeprefix(prefix).split(".")[0] for p in known if p.startswith(prefix)}
+            siblings = sorted(siblings.difference(_INNER))
             where = f"{node} has no key {key}" if node else f"there is no key {key}"
             raise UserError(f"{where}{_nearest(key, siblings)} (keys: {', '.join(siblings) or 'none'})")
         wanted = _WORDS.get(type(known[path]), "another type")
@@ -209,25 +230,25 @@ def _check_pair(values: dict) -> None:
 
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's errors in one line that says what is accepted."""
-    text = str(error)
-    if found := re.search(r"Could not find '(.+?)/([^/']+)'\s+Available options in '.+?':\s+(.*)", text, re.DOTALL):
+    text = str(error).split("Config search path:")[0].split("\nSee https://")[0]
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}; write KEY=VALUE, and quote values with spaces or commas"
+    if found := re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '.+?':\s+(.*)", text, re.DOTALL):
         group, choice, rest = found.groups()
         options = [line.strip() for line in rest.splitlines() if line.strip()]
         hint = ""
         if group == "latent" and (size := re.fullmatch(r"(\d+)x(\d+)", choice)):
             hint = f"; use latent=categorical latent.variables={size[1]} latent.classes={size[2]}"
         return f"{group}={choice}: no such choice{_nearest(choice, options)} (one of {', '.join(options)}){hint}"
-    if found := re.search(r"Could not override '(.+?)'\.?\s*\n?\s*No match in the defaults list", text):
-        names = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
-        return f"there is no config group {found[1]}{_nearest(found[1], names)} (groups: {', '.join(names)})"
     if found := re.search(r"Could not override '(.+?)'", text):
         return f"there is no key {found[1]}{_known_keys(found[1])}"
     if found := re.search(r"Could not append to config\. An item is already at '(.+?)'", text):
         return f"+{found[1]}: the key is there already; leave out the +"
-    text = re.sub(r"\s*(full_key|object_type|reference_type):.*", "", text)
     if found := re.search(r"Environment variable '(.+?)' not found", text):
         return f"environment variable {found[1]} is not set"
-    return one_line(Exception(text.split("\nSee https://")[0]))
+    where = re.search(r"full_key: (\S+)", text)
+    text = re.sub(r"\s*(full_key|object_type|reference_type)[:=].*", "", text)
+    return one_line(Exception(f"{where[1]}: {text}" if where else text))
 
 
 def _known_keys(path: str) -> str:
@@ -236,7 +257,8 @@ def _known_keys(path: str) -> str:
         node, _, key = path.rpartition(".")
         config = compose_job("train", [])
         parent = OmegaConf.select(config, node) if node else config
-        keys = [str(k) for k in parent if k != "hydra"] if isinstance(parent, DictConfig) else []
+        keys = [str(k) for k in parent if k not in _INNER] if isinstance(parent, DictConfig) else []
+        keys += [] if node else ["experiment"]
     except Exception:  # only a hint: never a second error
         return ""
     return f"{_nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""
@@ -278,6 +300,7 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
         raise UserError(f"--config-dir {config_dir}: no such folder")
     shipped: dict[tuple, dict] = {}
     configs = []
+    job = overrides
     try:
         for job in split_sweep(overrides) if multirun else [overrides]:
             config = compose_job(name, job, config_dir)
@@ -294,9 +317,30 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
             values = resolved(config)
             check(values, shipped[key])
             configs.append(values)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    except ValueError as error:  # Hydra's own, where a group is given a number or null
+        raise UserError(f"{' '.join(job)}: {explain(error)}") from error
     return configs
+
+
+def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Hydra's flags and overrides in any order; returns what they are and argv with the flags first.
+
+    Raises:
+        UserError: an unknown flag.
+    """
+    parser = get_args_parser()
+
+    def fail(message: str) -> None:
+        raise UserError(f"{message}; --help shows what there is")
+
+    parser.error = fail
+    arguments = parser.parse_intermixed_args(argv)
+    flags = list(argv)
+    for override in arguments.overrides:
+        flags.remove(override)
+    return arguments, [*flags, *arguments.overrides]
 
 
 def plain(node: Any) -> Any:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.config import CONFIG_DIR, check_overrides, explain, plain
-from vi_lab.errors import UserError, ViLabError, one_line
+from vi_lab.config import CONFIG_DIR, check_overrides, explain, plain, read_arguments
+from vi_lab.errors import UserError, one_line
 from vi_lab.snapshot import Status, environment, write_json, write_text
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Check the overrides, then let Hydra run the job or the sweep."""
-    arguments = get_args_parser().parse_args(argv)
+    arguments, argv = read_arguments(argv)
     asks = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
     if not any(asks):
         configs = check_overrides("train", arguments.overrides, arguments.multirun, arguments.config_dir)
@@ -166,14 +165,12 @@ def prepare_process(config: DictConfig, workers: int = 1) -> tuple[str, int]:
 
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:
-    """`hydra.utils.instantiate`, with a constructor's complaint about a value as the user's mistake."""
+    """`hydra.utils.instantiate`, with a constructor's complaint as the user's mistake, in one line."""
     try:
         return hydra.utils.instantiate(node, **arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(f"{node._target_}: {one_line(cause)}") from error
-        raise ViLabError(one_line(error)) from error
+        raise UserError(f"{node._target_}: {one_line(cause)}" if cause else explain(error)) from error
 
 
 def build_estimator(node: DictConfig | dict) -> GradientEstimator:
