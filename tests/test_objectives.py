@@ -42,6 +42,15 @@ def test_samples_have_the_right_frequencies(kind: str) -> None:
     assert worst(hard[:, 0], q.mean[0]) < THRESHOLD
 
 
+def test_unchecked_categorical_is_torchs() -> None:
+    logits = torch.randn(4, 2, 3)
+    ours, theirs = distributions.one_hot_categorical(logits), td.OneHotCategorical(logits=logits)
+    z = theirs.sample()
+    assert (ours.batch_shape, ours.event_shape) == (theirs.batch_shape, theirs.event_shape)
+    torch.testing.assert_close(ours.log_prob(z), theirs.log_prob(z))
+    torch.testing.assert_close(ours.expand((5, 4, 2)).entropy(), theirs.entropy().expand(5, 4, 2))
+
+
 def test_enumeration_covers_the_support_once() -> None:
     q = posterior("categorical", torch.randn(1, 3, 4, dtype=torch.float64))
     states = distributions.enumerate_support(q)

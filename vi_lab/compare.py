@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="*", default=["outputs"], help="run folders or folders of them (outputs)")
     paths = parser.parse_args(argv).paths
     runs = find_runs(paths)
-    console = Console(soft_wrap=False)
+    console = Console() if sys.stdout.isatty() else Console(width=120)  # a log should not fold the table
     finished = [run for run in runs if run.state == "completed" and run.metrics]
     for run in runs:
         if run not in finished:

@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, OneHotCategorical
 from torch.distributions import kl_divergence as torch_kl_divergence
 from torch.nn import functional as F
+
+
+def one_hot_categorical(logits: Tensor) -> OneHotCategorical:
+    """`OneHotCategorical(logits=logits)` without any check of the values.
+
+    With `validate_args=False` its inner Categorical checks them all the same, which costs a copy to the host in every
+    step on a GPU. Logits that are not finite show up in the loss, which is watched.
+    """
+    inner = Categorical(logits=logits, validate_args=False)
+    outer = OneHotCategorical.__new__(OneHotCategorical)
+    outer._categorical = inner
+    Distribution.__init__(outer, inner.batch_shape, inner.param_shape[-1:], validate_args=False)
+    return outer
 
 
 def base(q: Distribution) -> Distribution:

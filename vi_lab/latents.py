@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
+from vi_lab.distributions import one_hot_categorical
+
 
 class Latent(nn.Module, ABC):
     """A family of posteriors with a fixed prior."""
@@ -58,11 +60,10 @@ class Categorical(Latent):
 
     def posterior(self, features: Tensor) -> Distribution:
         logits = features.unflatten(-1, self.event_shape)  # (B, L*C) -> (B, L, C)
-        return Independent(distributions.OneHotCategorical(logits=logits, validate_args=False), 1, validate_args=False)
+        return Independent(one_hot_categorical(logits), 1, validate_args=False)
 
     def prior(self) -> Distribution:
-        q = distributions.OneHotCategorical(logits=self.prior_logits, validate_args=False)
-        return Independent(q, 1, validate_args=False)
+        return Independent(one_hot_categorical(self.prior_logits), 1, validate_args=False)
 
 
 class Bernoulli(Latent):

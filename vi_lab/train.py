@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, instead of Hydra's own report and exit
     original = sys.argv
     sys.argv = [original[0], *argv]
+    _command_line[:] = [original[0], "train", *argv]
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
@@ -62,6 +63,9 @@ def _check_accelerators(configs: list[dict], multirun: bool) -> None:
             raise UserError("accelerator=mps: there is no Apple GPU here; use accelerator=cpu or accelerator=auto")
 
 
+_command_line: list[str] = []
+
+
 class _Abort(BaseException):
     """Carries an error past Hydra, which would print a report of its own before ours."""
 
@@ -73,6 +77,7 @@ class _Abort(BaseException):
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def task(config: DictConfig) -> float:
     """One job: sets up process and folder, trains, and says in `status.json` how it ended."""
+    sys.argv = _command_line or sys.argv  # Hydra has read it; DDP starts its other processes from it
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     sweep = job.mode == RunMode.MULTIRUN

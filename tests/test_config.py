@@ -1,0 +1,210 @@
+"""Composition, checks and the messages that mistakes get."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vi_lab import cli, networks
+from vi_lab.config import ACTIVATION, CONFIG_DIR, RULES, check_overrides, read_arguments, split_sweep
+from vi_lab.data import BINARIZATIONS, SOURCES
+from vi_lab.errors import UserError
+
+GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
+
+
+def compose(*overrides: str, multirun: bool = False) -> dict:
+    return check_overrides("train", list(overrides), multirun)[0]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_choice_of_every_group_composes(group: str) -> None:
+    for path in (CONFIG_DIR / group).glob("*.yaml"):
+        # latents need an estimator that takes them: reinforce takes all
+        extra = ["estimator=reinforce"] if group == "latent" else []
+        compose(f"{group}={path.stem}", *extra)
+
+
+def test_an_estimator_brings_model_and_latent() -> None:
+    assert compose("estimator=gaussian")["latent"]["_target_"].endswith("Gaussian")
+    assert compose("estimator=gaussian")["model"]["_target_"].endswith("GaussianVAE")
+    assert compose("estimator=rloo")["model"]["_target_"].endswith("ReinforceVAE")
+    both = check_overrides("train", ["estimator=gaussian,gumbel_softmax,straight_through,reinforce"], multirun=True)
+    assert [c["name"] for c in both] == ["gaussian", "gumbel_softmax", "straight_through", "reinforce"]
+
+
+def test_latent_presets_and_numbers() -> None:
+    assert compose("latent=30x10")["latent"] == compose("latent=categorical")["latent"]
+    latent = compose("latent=20x10")["latent"]
+    assert (latent["variables"], latent["classes"]) == (20, 10)  # always variables x classes
+    assert compose("estimator=gaussian", "latent=gaussian", "latent.dim=20")["latent"]["dim"] == 20
+    assert compose("latent=bernoulli", "latent.variables=50")["latent"]["variables"] == 50
+
+
+def test_temperature_and_samples_reach_where_they_are_used() -> None:
+    config = compose("temperature=0.5", "samples=3", "schedule=exponential")
+    assert config["schedule"]["start"] == config["estimator"]["temperature"] == 0.5
+    assert config["estimator"]["samples"] == 3
+    assert compose("estimator=rloo")["estimator"]["samples"] == 4  # its own default
+    assert compose("estimator=rloo", "samples=2")["estimator"]["samples"] == 2
+
+
+def test_experiments_are_overridden_by_the_command_line() -> None:
+    config = compose("experiment=seed_gumbel", "trainer.max_epochs=3", "estimator=st_gumbel_softmax")
+    assert config["trainer"]["max_epochs"] == 3
+    assert config["network"]["encoder"]["output_activation"] == "relu"
+    assert config["name"] == "st_gumbel_softmax"
+
+
+def test_seed_gaussian_is_the_tutorial() -> None:
+    config = compose("experiment=seed_gaussian")
+    assert config["network"]["encoder"]["hidden"] == [256, 128]
+    assert config["optimizer"]["_target_"] == "torch.optim.SGD"
+    assert (config["optimizer"]["lr"], config["latent"]["dim"], config["trainer"]["max_epochs"]) == (5e-3, 2, 20)
+
+
+MISTAKES = {
+    "estimator=gumbl": r"estimator=gumbl: no such choice.*one of .*gaussian, gumbel_softmax.*straight_through",
+    "estimator=": "estimator=: no such choice",
+    "estimatr=gaussian": "there is no key estimatr; did you mean estimator",
+    "trainer.max_epoch=3": "there is no key trainer.max_epoch; did you mean max_epochs",
+    "latent=12x5": "use latent=categorical latent.variables=12 latent.classes=5",
+    "latent.dim=3": "there is no key latent.dim .*variables, classes",
+    "estimator=gaussian latent=30x10": "gaussian does not work with a categorical latent.*latent=gaussian",
+    "estimator=exact latent=30x10": "sums over all states.*latent=1x10",
+    "temperature=0": "temperature=0: wanted a number above 0",
+    "temperature=-1": "wanted a number above 0",
+    "temperature=abc": "temperature='abc': wanted a number above 0",
+    "temperature=nan": "wanted a number above 0",
+    "temperature=null": "temperature=null: wanted a number above 0",
+    "data.batch_size=0": "data.batch_size=0: wanted a whole number of at least 1",
+    "data.batch_size=1.5": "wanted a whole number",
+    "data.download=1": "wanted true or false",
+    "data.binarization=dither": "wanted one of dynamic, fixed, threshold, none",
+    "network.encoder.hidden=[1,a]": "wanted a list of whole numbers",
+    "network.encoder.activation=swosh": "wanted one of relu",
+    "network.encoder=3": "wanted a mapping",
+    "network=3": "network=3",
+    "optimizer.lr=null": "optimizer.lr=null: wanted a number above 0",
+    "seed=-1": "wanted a whole number from 0",
+    "name=a/b": "wanted a name without slashes",
+    "+foo=1": "there is no key foo",
+    "+estimator.foo=1": "estimator has no key foo",
+    "+estimator.sample=1": "did you mean samples",
+    "+seed=1": "leave out the +",
+    "estimator.samples=${nope}": "estimator.samples: Interpolation key 'nope' not found",
+    "data.root=${oc.env:VI_LAB_NOT_SET}": "environment variable VI_LAB_NOT_SET is not set",
+    "accelerator.devices=0": "wanted a whole number of at least 1",
+    "trainer.precision=33": "wanted one of 32-true",
+    "a[b": "cannot read the override 'a\\[b'",
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_mistakes_get_one_line_that_names_what_is_accepted(overrides: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", *overrides.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    with pytest.raises(UserError, match=MISTAKES[overrides]):
+        compose(*overrides.split())
+
+
+def test_a_mistake_in_any_job_of_a_sweep_is_found_before_the_first_starts() -> None:
+    with pytest.raises(UserError, match="gaussian does not work with a categorical latent"):
+        compose("estimator=straight_through,gaussian", "latent=30x10", multirun=True)
+
+
+def test_flags_may_stand_anywhere() -> None:
+    arguments, argv = read_arguments(["seed=1", "-m", "estimator=rloo", "--config-dir", "/tmp"])
+    assert arguments.overrides == ["seed=1", "estimator=rloo"]
+    assert argv == ["-m", "--config-dir", "/tmp", "seed=1", "estimator=rloo"]
+    with pytest.raises(UserError, match="unrecognized arguments: --foo"):
+        read_arguments(["--foo"])
+
+
+def test_a_users_own_config_dir_adds_choices(tmp_path: Path) -> None:
+    folder = tmp_path / "my configs, ünïcode 'quoted'"
+    (folder / "estimator").mkdir(parents=True)
+    (folder / "estimator" / "cold.yaml").write_text("defaults: [gumbel_softmax]\ntemperature: 0.1\n")
+    (config,) = check_overrides("train", ["estimator=cold"], False, str(folder))
+    assert config["estimator"]["temperature"] == 0.1
+    with pytest.raises(UserError, match="no such folder"):
+        check_overrides("train", [], False, str(tmp_path / "nope"))
+
+
+def test_an_experiment_may_not_bring_unknown_keys(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nobjective:\n  betta: 0.5\n")
+    with pytest.raises(UserError, match="objective has no key betta; did you mean beta"):
+        check_overrides("train", ["experiment=mine"], False, str(tmp_path))
+
+
+def test_sweeps_split_as_hydra_splits_them() -> None:
+    jobs = split_sweep(["estimator=rloo,exact", "seed=range(0,3)", "network.encoder.hidden=[1,2]"])
+    assert len(jobs) == 6
+    assert jobs[0] == ["estimator=rloo", "seed=0", "network.encoder.hidden=[1,2]"]
+
+
+def test_rules_agree_with_the_code() -> None:
+    """The rules are written out, so that a mistake is answered without importing torch."""
+    assert all(ACTIVATION.holds(name) for name in networks.ACTIVATIONS)
+    assert ACTIVATION.wanted == "one of " + ", ".join(networks.ACTIVATIONS)
+    assert RULES["data.binarization"].wanted == "one of " + ", ".join(BINARIZATIONS)
+    assert RULES["data.source"].wanted == "one of " + ", ".join([*SOURCES, "digits"])
+
+
+KEYS = st.sampled_from(
+    ["temperature", "seed", "samples", "latent.variables", "data.batch_size", "trainer.max_epochs", "objective.beta",
+     "schedule.start", "estimator", "latent", "schedule", "data", "network.encoder.hidden", "nope", "data.nope"]
+)  # fmt: skip
+WORDS = ["null", "true", "abc", "[]", "[1,2]", "{a: 1}", "${temperature}", "${", "", "'a b'"]
+WORDS += ["rloo", "30x10", "gaussian", "bernoulli", "exponential", "digits"]
+VALUES = st.one_of(st.integers(-5, 50).map(str), st.floats().map(str), st.sampled_from(WORDS))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.builds(lambda p, k, v: f"{p}{k}={v}", st.sampled_from(["", "+", "++", "~"]), KEYS, VALUES), max_size=3)
+)
+def test_any_overrides_compose_or_end_in_one_line(overrides: list[str]) -> None:
+    with contextlib.suppress(UserError):  # anything else is a bug
+        compose(*overrides)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["trian"], ["train", "--help"], ["train", "estimator=gumbl"], []])
+def test_help_and_mistakes_do_not_import_torch(arguments: list[str]) -> None:
+    report = "atexit.register(lambda: print('torch' in sys.modules))"
+    code = f"import atexit, sys; {report}; from vi_lab.cli import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("False\n"), done.stderr
+    assert done.returncode == (0 if "--help" in arguments else 2)
+
+
+def test_help_names_groups_and_examples(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_code:  # Hydra leaves by itself
+        cli.main(["train", "--help"])
+    assert exit_code.value.code in (0, None)
+    text = capsys.readouterr().out
+    for word in ("estimator: exact, gaussian", "latent: ", "EXAMPLES", "max_epochs: 10"):
+        assert word in text
+
+
+def test_mistyped_command(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["trian"]) == 2
+    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
+
+
+def test_missing_gpu(capsys: pytest.CaptureFixture) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert cli.main(["train", "accelerator=gpu"]) == 2
+    assert "no CUDA device is visible here; use accelerator=cpu" in capsys.readouterr().err
