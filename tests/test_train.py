@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,21 @@ def test_ddp_trains_two_processes_on_disjoint_shards(tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
     assert done.stdout.count("epoch 2/2") == 1  # one process speaks
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "completed"
+
+
+def test_wheel_runs_elsewhere(tmp_path: Path) -> None:
+    """The wheel carries `configs`: unpacked away from the checkout it composes and trains."""
+    pytest.importorskip("hatchling")
+    checkout = Path(compare.__file__).resolve().parent.parent
+    if not (checkout / "pyproject.toml").is_file():
+        pytest.skip("not a checkout")
+    build_wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build_wheel, cwd=checkout, check=True, capture_output=True, timeout=120)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    command = [sys.executable, "-m", "vi_lab", "train", *SMALL, "trainer.max_epochs=1", "hydra.run.dir=run"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    recorded = (tmp_path / "run" / ".hydra" / "hydra.yaml").read_text()
+    assert str(tmp_path / "site" / "vi_lab" / "configs") in recorded

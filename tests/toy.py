@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
 
-from vi_lab.distributions import enumerate_support, log_prob
-from vi_lab.estimators import GradientEstimator
+from vi_lab.distributions import detach, enumerate_support, log_prob
+from vi_lab.estimators import Cost, GradientEstimator
+from vi_lab.estimators.surrogates import importance_weighted_bound
 
 FAMILY_ERROR = 1e-3
 COORDINATES = 10_000
@@ -52,28 +53,45 @@ class Problem(NamedTuple):
     f: Callable[[Tensor, Tensor], Tensor]
     """z (S, B, n), theta (B, m) -> (S, B)"""
 
-    def exact(self) -> tuple[Tensor, Tensor, Tensor]:
-        """E_q[f] and its gradients with respect to phi and theta."""
+    def cost(self, estimator: GradientEstimator | None, q: Distribution, theta: Tensor) -> Cost:
+        """What the estimator is asked for: f, or f + log q where it is made for a Monte Carlo KL."""
+        kl = getattr(estimator, "kl", None)
+        if kl not in ("monte_carlo", "path"):
+            return lambda z: self.f(z.flatten(2), theta)
+        log_q_of = detach(q) if kl == "path" else q
+        return lambda z: self.f(z.flatten(2), theta) + log_prob(log_q_of, z)
+
+    def exact(self, estimator: GradientEstimator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The expected cost, or the importance-weighted bound of a multi-sample estimator, and its gradients with
+        respect to phi and theta."""
         phi = self.phi.clone().requires_grad_()
         theta = self.theta.clone().requires_grad_()
         q = posterior(self.kind, phi[None])
+        multi = getattr(estimator, "multi_sample", False)
         if self.kind == "gaussian":
-            nodes, weights = (torch.as_tensor(a) for a in np.polynomial.hermite_e.hermegauss(60))
+            nodes, weights = (torch.as_tensor(a) for a in np.polynomial.hermite_e.hermegauss(30 if multi else 60))
             weights = weights / weights.sum()
             eps = torch.cartesian_prod(nodes, nodes)
             z = (q.base_dist.loc + q.base_dist.scale * eps).unsqueeze(1)  # (N, 1, D)
-            weight = torch.cartesian_prod(weights, weights).prod(-1)[:, None]
+            weight = torch.cartesian_prod(weights, weights).prod(-1)
         else:
             z = enumerate_support(q).unsqueeze(1)
-            weight = log_prob(q, z).exp()
-        value = (weight * self.f(z.flatten(2), theta[None])).sum()
+            weight = log_prob(q, z).exp()[:, 0]
+        f = self.f(z.flatten(2), theta[None])[:, 0]  # (N,)
+        if getattr(estimator, "kl", None) in ("monte_carlo", "path"):
+            f = f + log_prob(q, z)[:, 0]
+        if multi:
+            index = torch.cartesian_prod(*[torch.arange(len(f))] * estimator.samples)  # all S-tuples of states
+            f, weight = importance_weighted_bound(f[index].T), weight[index].prod(-1)
+        value = (weight * f).sum()
         return value.detach(), *torch.autograd.grad(value, (phi, theta))
 
     def draws(self, estimator: GradientEstimator, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
         """`rows` independent draws of the value (R,) and of the two gradients (R, ...)."""
         phi = self.phi.expand(rows, *self.phi.shape).clone().requires_grad_()
         theta = self.theta.expand(rows, *self.theta.shape).clone().requires_grad_()
-        estimate = estimator(posterior(self.kind, phi), lambda z: self.f(z.flatten(2), theta), phi.flatten(1).detach())
+        q = posterior(self.kind, phi)
+        estimate = estimator(q, self.cost(estimator, q, theta), phi.flatten(1).detach())
         gradients = torch.autograd.grad(estimate.loss.sum(), (phi, theta))
         return estimate.loss.detach(), *gradients
 

@@ -95,7 +95,7 @@ RULES: dict[str, Rule] = {
     "network.*.activation": ACTIVATION,
     "network.*.output_activation": _optional(ACTIVATION),
     "likelihood.scale": POSITIVE,
-    "objective.kl": _one_of("analytic", "monte_carlo"),
+    "objective.kl": _one_of("analytic", "monte_carlo", "path"),
     "objective.beta": NOT_NEGATIVE,
     "schedule.rate": NOT_NEGATIVE,
     "schedule.steps": COUNT,

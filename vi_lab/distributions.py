@@ -114,6 +114,19 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
     return torch_kl_divergence(q, p)
 
 
+def detach(q: Distribution) -> Distribution:
+    """`q` with its parameters detached."""
+    b = base(q)
+    if isinstance(b, OneHotCategorical):
+        detached: Distribution = one_hot_categorical(b.logits.detach())
+    elif isinstance(b, Bernoulli):
+        detached = Bernoulli(logits=b.logits.detach(), validate_args=False)
+    else:
+        gaussian(q, "detaching")
+        detached = Normal(b.loc.detach(), b.scale.detach(), validate_args=False)
+    return Independent(detached, len(q.event_shape) - len(detached.event_shape), validate_args=False)
+
+
 def number_of_states(q: Distribution) -> int:
     """Size of the joint support of a discrete `q`: C^L or 2^L."""
     b = discrete(q, "enumeration")

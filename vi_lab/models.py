@@ -87,6 +87,8 @@ class VAE(lightning.LightningModule):
         if not isinstance(latent, self.latents):
             names = " or ".join(kind.__name__ for kind in self.latents)
             raise TypeError(f"{type(self).__name__} needs a {names} latent, got {type(latent).__name__}")
+        if estimator.kl is not None and objective.kl != estimator.kl:
+            raise ValueError(f"{type(estimator).__name__} needs objective.kl={estimator.kl}, got {objective.kl}")
         self.latent, self.encoder, self.decoder = latent, encoder, decoder
         self.likelihood, self.objective, self.estimator = likelihood, objective, estimator
         self.optimizer, self.seed = optimizer, seed
@@ -129,8 +131,10 @@ class VAE(lightning.LightningModule):
     @torch.no_grad()
     def _record(self, q: Distribution, nats: Cost, terms: Terms, loss: Tensor, weight: int) -> None:
         # The estimators that do not relax have evaluated the loss at samples of the true q already.
-        relaxed = self.estimator.relaxed
-        unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean() if relaxed else loss
+        if self.estimator.relaxed:
+            unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean()
+        else:
+            unrelaxed = terms.at_samples.mean()
         values = {
             "loss": loss,
             "loss_unrelaxed": unrelaxed,

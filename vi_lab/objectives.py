@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vi_lab.distributions import kl_divergence, log_prob, sample
+from vi_lab.distributions import detach, kl_divergence, log_prob, sample
 from vi_lab.estimators.base import Cost, GradientEstimator
 
 
@@ -23,7 +23,9 @@ class Terms(NamedTuple):
     kl: Tensor
     control_loss: Tensor
     cost: Tensor
-    """(S, B) the estimator's costs."""
+    """(S, B) the estimator's costs, detached."""
+    at_samples: Tensor
+    """The single-sample objective at the samples that the estimator took: relaxed ones, if it relaxes."""
 
 
 class ELBO(nn.Module):
@@ -33,13 +35,15 @@ class ELBO(nn.Module):
         kl: "analytic", so that the estimator sees the reconstruction alone; or "monte_carlo", where its cost is
             reconstruction + beta * (log q(z|x) - log p(z)) at its samples. Same expectation, other variance. With
             relaxed samples the Monte Carlo form uses the linear extension of log q and is no bound.
+            "path" is "monte_carlo" with the parameters of log q(z|x) detached, so that q learns through z alone
+            (Roeder et al. 2017, arXiv 1703.09194): for pathwise estimators only; what is left out has mean zero.
         beta: weight of the KL; 1 is the ELBO, others the beta-VAE's objective.
     """
 
     def __init__(self, kl: str = "analytic", beta: float = 1.0) -> None:
         super().__init__()
-        if kl not in ("analytic", "monte_carlo"):
-            raise ValueError(f"kl must be analytic or monte_carlo, got {kl!r}")
+        if kl not in ("analytic", "monte_carlo", "path"):
+            raise ValueError(f"kl must be analytic, monte_carlo or path; got {kl!r}")
         if beta < 0:
             raise ValueError(f"beta must not be negative, got {beta}")
         self.kl = kl
@@ -57,17 +61,22 @@ class ELBO(nn.Module):
         if self.kl == "analytic":
             kl = kl_divergence(q, p)
             estimate = estimator(q, nats, context)
-            loss, reconstruction = estimate.loss + self.beta * kl, estimate.loss
+            loss = estimate.loss + self.beta * kl
+            reconstruction = estimate.cost.mean(0)
         else:
+            log_q_of = detach(q) if self.kl == "path" else q
 
             def cost(z: Tensor) -> Tensor:
-                return nats(z) + self.beta * (log_prob(q, z) - log_prob(p, z))
+                return nats(z) + self.beta * (log_prob(log_q_of, z) - log_prob(p, z))
 
             with torch.no_grad():
                 kl = kl_divergence(q, p)
             estimate = estimator(q, cost, context)
-            loss, reconstruction = estimate.loss, estimate.loss - self.beta * kl
-        return Terms(loss, reconstruction.detach(), kl.detach(), estimate.control_loss, estimate.cost)
+            loss = estimate.loss
+            reconstruction = estimate.cost.mean(0) - self.beta * kl  # unbiased, and the parts add up
+        kl = kl.detach()
+        at_samples = reconstruction + self.beta * kl
+        return Terms(loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)
 
     @torch.no_grad()
     def unrelaxed(self, q: Distribution, p: Distribution, nats: Cost, samples: int = 1) -> Terms:
@@ -81,4 +90,5 @@ class ELBO(nn.Module):
         """`unrelaxed` where KL(q || p), (B,), is known already."""
         cost = nats(sample(q, samples))
         reconstruction = cost.mean(0)
-        return Terms(reconstruction + self.beta * kl, reconstruction, kl, kl.new_zeros(()), cost)
+        loss = reconstruction + self.beta * kl
+        return Terms(loss, reconstruction, kl, kl.new_zeros(()), cost, loss)

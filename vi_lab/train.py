@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.config import CONFIG_DIR, check_overrides, explain, plain, read_arguments
+from vi_lab.config import CONFIG_DIR, check_overrides, explain, leaves, plain, read_arguments
 from vi_lab.errors import UserError, one_line
 from vi_lab.snapshot import Status, environment, write_json, write_text
 
@@ -264,11 +264,27 @@ def build_trainer(config: DictConfig, folder: Path, console: Any, bar: bool) -> 
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Any]:
-    """The scalars of a config under dotted names, for TensorBoard's hparams tab."""
-    from vi_lab.config import leaves
-
-    flat = dict(leaves(plain(config)))
-    return {k: v for k, v in flat.items() if isinstance(v, (bool, int, float, str)) and not k.endswith("_partial_")}
+    """What distinguishes runs, under short names, for TensorBoard's hparams tab: few enough to read in one table."""
+    values = plain(config)
+    chosen = {"estimator": values["name"]}
+    for group in ("latent", "schedule", "likelihood"):
+        chosen[group] = values[group]["_target_"].rpartition(".")[2]
+    shown = (
+        "seed",
+        "temperature",
+        "samples",
+        "latent",
+        "schedule",
+        "likelihood",
+        "objective",
+        "network",
+        "optimizer.lr",
+    )
+    shown += ("data.source", "data.binarization", "data.batch_size", "trainer.max_epochs", "optimizer.weight_decay")
+    for path, value in leaves(values):
+        if path.startswith(shown) and "_target_" not in path and value is not None:
+            chosen[path] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return chosen
 
 
 def _report(console: Any, folder: Path, final: dict[str, float], seconds: float) -> None:

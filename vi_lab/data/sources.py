@@ -75,8 +75,9 @@ def _download(source: str, folder: Path) -> None:
         for file in (scratch / folder.parent.name / "raw").iterdir():
             file.replace(folder / file.name)
     except Exception as error:
+        reason = one_line(error).partition(":")[0]  # torchvision's goes on with every mirror that it tried
         raise ViLabError(
-            f"{source}: not in {folder} and could not be downloaded ({one_line(error)[:200]}); {_advice(source)}"
+            f"{source}: not in {folder} and could not be downloaded ({reason}); {_advice(source)}"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -39,6 +39,11 @@ class GradientEstimator(nn.Module, ABC):
     exact_for: ClassVar[str | None] = None
     """For a biased method, the costs for which it is unbiased all the same: "linear" or "quadratic" in z."""
 
+    multi_sample: ClassVar[bool] = False
+    """Whether the value is the importance-weighted bound -log mean_s exp(-f(z_s)) instead of the mean cost."""
+    kl: ClassVar[str | None] = None
+    """The only `ELBO(kl=...)` that the method is for; None: any."""
+
     def __init__(self, samples: int = 1) -> None:
         super().__init__()
         if samples < 1:
@@ -54,10 +59,6 @@ class GradientEstimator(nn.Module, ABC):
             cost: f, called on (S, B, *event).
             context: (B, ...) what x is, for baselines that depend on the input.
         """
-
-    def control_loss(self, like: Tensor) -> Tensor:
-        """The zero of an estimator without parameters of its own."""
-        return like.new_zeros(())
 
     def extra_repr(self) -> str:
         return f"samples={self.samples}"

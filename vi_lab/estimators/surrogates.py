@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from vi_lab.estimators.base import Estimate
@@ -29,6 +31,11 @@ def score_function(cost: Tensor, advantage: Tensor, log_q: Tensor, control_loss:
     surrogate = (cost + advantage.detach() * log_q).mean(0)
     zero = cost.new_zeros(()) if control_loss is None else control_loss
     return Estimate(with_gradient_of(cost.mean(0), surrogate), zero, cost.detach())
+
+
+def importance_weighted_bound(cost: Tensor) -> Tensor:
+    """-log 1/S sum_s exp(-f(z_s)): (S, B) -> (B,). With f = -log w this is -log of the mean weight (IWAE)."""
+    return math.log(cost.shape[0]) - (-cost).logsumexp(0)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
