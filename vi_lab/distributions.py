@@ -6,6 +6,8 @@ q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoul
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, OneHotCategorical
@@ -61,14 +63,52 @@ def one_hot_argmax(x: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
 
 
+def standard_noise(q: Distribution, samples: int) -> Tensor:
+    """The noise that makes logits into samples of a discrete `q`: Gumbel for categoricals, Logistic for Bernoullis."""
+    b = base(q)
+    return (gumbel_like if isinstance(b, OneHotCategorical) else logistic_like)(b.logits, samples)
+
+
+def vertex(q: Distribution, perturbed: Tensor) -> Tensor:
+    """The sample of a discrete `q` that perturbed logits select: their argmax, or their sign. No gradient."""
+    perturbed = perturbed.detach()
+    return one_hot_argmax(perturbed) if isinstance(base(q), OneHotCategorical) else (perturbed > 0).to(perturbed.dtype)
+
+
+def probabilities(q: Distribution, logits: Tensor) -> Tensor:
+    """Logits of q's family to probabilities: softmax, or sigmoid."""
+    return logits.softmax(-1) if isinstance(base(q), OneHotCategorical) else logits.sigmoid()
+
+
+def times_jacobian(q: Distribution, p: Tensor) -> Tensor:
+    """J(p) @ logits, linear in q's logits: its derivative is the one that softmax, or sigmoid, has at the value `p`.
+
+    J(p) = diag(p) - p p^T for categoricals, p (1 - p) for Bernoullis; no gradient through p.
+    """
+    p, logits = p.detach(), base(q).logits
+    if isinstance(base(q), OneHotCategorical):
+        return p * (logits - (p * logits).sum(-1, keepdim=True))
+    return p * (1 - p) * logits
+
+
+def midpoint_logits(q: Distribution, z: Tensor) -> Tensor:
+    """Logits of (p + z) / 2, halfway from a discrete `q` to the vertices `z`, without gradient.
+
+    Categorical: log probabilities. Taken in log space, so that they are finite where p underflows.
+    """
+    logits = base(q).logits.detach()
+    if isinstance(base(q), OneHotCategorical):
+        return torch.where(z.bool(), logits.exp().log1p(), logits) - math.log(2)
+    sign = 2 * z - 1
+    return sign * ((sign * logits).sigmoid().log1p() - F.logsigmoid(-sign * logits))
+
+
 @torch.no_grad()
 def sample(q: Distribution, samples: int) -> Tensor:
     """Draws from the true `q` without gradient: (samples, B, *event). Gumbel-argmax for categoricals."""
     b = base(q)
-    if isinstance(b, OneHotCategorical):
-        return one_hot_argmax(b.logits + gumbel_like(b.logits, samples))
-    if isinstance(b, Bernoulli):
-        return (b.logits + logistic_like(b.logits, samples) > 0).to(b.logits.dtype)
+    if isinstance(b, (OneHotCategorical, Bernoulli)):
+        return vertex(q, b.logits + standard_noise(q, samples))
     return q.sample((samples,))
 
 
@@ -78,15 +118,33 @@ def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -
     Categorical: softmax((logits + Gumbel) / tau). Bernoulli: sigmoid((logits + Logistic) / tau).
     """
     b = discrete(q, "a relaxation")
-    if isinstance(b, OneHotCategorical):
-        return ((b.logits + gumbel_like(b.logits, samples)) / temperature).softmax(-1)
-    return ((b.logits + logistic_like(b.logits, samples)) / temperature).sigmoid()
+    return probabilities(q, (b.logits + standard_noise(q, samples)) / temperature)
+
+
+@torch.no_grad()
+def conditional_perturbed_logits(q: Distribution, logits: Tensor, z: Tensor, samples: int) -> Tensor:
+    """Draws of logits + noise given that they select the vertex `z`: (samples, *z.shape). No gradient.
+
+    Categorical: the largest of log p + Gumbel is T ~ Gumbel whichever class it falls on, and the others are Gumbels
+    cut off at T (Maddison et al. 2014), which lie softplus(T - g - log p) below it, g ~ Gumbel.
+    Bernoulli: the difference of the two classes of that, with the sign of the sample.
+
+    Args:
+        q: says the family only.
+        logits: of that family, broadcastable to z; log probabilities where it is categorical.
+        z: (..., *event) the vertices.
+    """
+    if isinstance(base(q), OneHotCategorical):
+        noise = gumbel_like(z, samples)
+        top = (noise * z).sum(-1, keepdim=True)
+        return top - (1 - z) * F.softplus(top - noise - logits)
+    sign = 2 * z - 1
+    return sign * F.softplus(logistic_like(z, samples) - F.logsigmoid(-sign * logits))
 
 
 def harden(q: Distribution, relaxed: Tensor) -> Tensor:
     """The vertex nearest to a relaxed sample: a true sample of `q`, since the noise is shared. No gradient."""
-    relaxed = relaxed.detach()
-    return one_hot_argmax(relaxed) if isinstance(base(q), OneHotCategorical) else (relaxed > 0.5).to(relaxed.dtype)
+    return vertex(q, relaxed if isinstance(base(q), OneHotCategorical) else relaxed - 0.5)
 
 
 def log_prob(q: Distribution, z: Tensor) -> Tensor:
