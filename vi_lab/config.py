@@ -72,6 +72,20 @@ PART = Rule(
 ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
 
 RULES: dict[str, Rule] = {
+    "run": Rule(lambda v: v is None or isinstance(v, str), "a run folder"),
+    "audit.estimators": Rule(
+        lambda v: v is None or (isinstance(v, list) and v != [] and all(isinstance(i, str) for i in v)),
+        "a list of estimators such as [gumbel_softmax,rloo], or null",
+    ),
+    "audit.samples": Rule(lambda v: _integer(v) and v >= 40, "a whole number of at least 40"),
+    "audit.batch": COUNT,
+    "audit.warmup": COUNT_OR_ZERO,
+    "audit.max_states": COUNT,
+    "audit.reference_error": POSITIVE,
+    "audit.reference_draws": COUNT,
+    "audit.temperatures": Rule(
+        lambda v: isinstance(v, list) and all(POSITIVE.holds(i) for i in v), "a list of numbers above 0"
+    ),
     "seed": Rule(lambda v: _integer(v) and 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
     "temperature": POSITIVE,
     "samples": _optional(COUNT),

@@ -87,6 +87,128 @@ def history(path: Path, rows: list[dict]) -> Path:
     return _save(figure, path)
 
 
+def draw_audit(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Path]:
+    """The figures of `vi-lab audit`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logits = [row for row in rows if row["group"] == "logits" and row["target"] == "ELBO"]
+    files = [simplex(folder / "simplex.png")]
+    if logits:
+        files += [bias_variance(folder / "bias_variance.png", logits), error_cost(folder / "error_cost.png", logits)]
+    if sweep:
+        files.append(temperature_sweep(folder / "temperature.png", sweep))
+    return files
+
+
+def _styles(names: list[str]) -> dict[str, dict]:
+    """A colour and a marker for each name: told apart without colour too."""
+    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    markers = "os^vDPX<>ph*"
+    return {
+        name: {"color": palette[i % len(palette)], "marker": markers[i % len(markers)]} for i, name in enumerate(names)
+    }
+
+
+def bias_variance(path: Path, rows: list[dict]) -> Path:
+    """Relative bias with its interval against variance. Biases within their noise sit at the left edge."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    styles = _styles([row["estimator"] for row in rows])
+    floor = 1e-3
+    for row in rows:
+        bias, low, high = (max(row[f"relative_bias{end}"], floor) for end in ("", "_low", "_high"))
+        axes.errorbar(
+            bias,
+            max(row["variance"], 1e-12),
+            xerr=[[bias - low], [high - bias]],
+            linestyle="none",
+            markersize=7,
+            elinewidth=1,
+            label=row["estimator"],
+            markerfacecolor=None if row["unbiased"] else "white",
+            **styles[row["estimator"]],
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left=floor * 0.8)
+    axes.set_xlabel(f"relative bias, with 95 % interval (below {floor:g}: drawn at {floor:g})")
+    axes.set_ylabel("variance of the gradient (trace)")
+    axes.set_title("bias against variance, at q's logits; filled: unbiased by design", fontsize=10)
+    return _with_side_legend(figure, axes, path)
+
+
+def error_cost(path: Path, rows: list[dict]) -> Path:
+    """Mean squared error of one draw against what it costs."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    styles = _styles([row["estimator"] for row in rows])
+    for row in rows:
+        axes.plot(
+            row["decoder_evaluations"],
+            max(row["mean_squared_error"], 1e-12),
+            linestyle="none",
+            markersize=7,
+            label=row["estimator"],
+            markerfacecolor=None if row["unbiased"] else "white",
+            **styles[row["estimator"]],
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("decoder evaluations per image and step")
+    axes.set_ylabel("mean squared error of the gradient")
+    axes.set_title("error against cost, at q's logits; filled: unbiased by design", fontsize=10)
+    return _with_side_legend(figure, axes, path)
+
+
+def temperature_sweep(path: Path, sweep: list[dict]) -> Path:
+    """Relative bias and variance over the temperature."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    names = list(dict.fromkeys(row["estimator"] for row in sweep))
+    styles = _styles(names)
+    for name in names:
+        rows = sorted((row for row in sweep if row["estimator"] == name), key=lambda row: row["temperature"])
+        temperatures = [row["temperature"] for row in rows]
+        left.plot(temperatures, [row["relative_bias"] for row in rows], label=name, **styles[name])
+        right.plot(temperatures, [max(row["variance"], 1e-12) for row in rows], label=name, **styles[name])
+    for axes, label in ((left, "relative bias"), (right, "variance of the gradient (trace)")):
+        axes.set_xscale("log")
+        axes.set_xticks(
+            sorted({row["temperature"] for row in sweep}), [f"{t:g}" for t in sorted({r["temperature"] for r in sweep})]
+        )
+        axes.minorticks_off()
+        axes.set_xlabel("temperature")
+        axes.set_ylabel(label)
+    right.set_yscale("log")
+    left.grid(alpha=0.3)
+    return _with_side_legend(figure, right, path)
+
+
+def simplex(path: Path, temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) -> Path:
+    """Gumbel-softmax samples of three classes on the simplex, from nearly one-hot to nearly uniform."""
+    from vi_lab.distributions import one_hot_categorical, relaxed_sample
+
+    logits = torch.tensor([[[0.5, 0.3, 0.2]]]).log()
+    figure, panels = plt.subplots(1, len(temperatures), figsize=(3 * len(temperatures), 3.1), layout="constrained")
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
+    for axes, temperature in zip(panels, temperatures, strict=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            q = torch.distributions.Independent(one_hot_categorical(logits), 1)
+            points = relaxed_sample(q, temperature, 1500)[:, 0, 0] @ corners
+        axes.fill(*corners.T.numpy(), facecolor="none", edgecolor=COLOURS["grey"], linewidth=1)
+        axes.scatter(*points.T.numpy(), s=3, color=COLOURS["blue"], alpha=0.35, linewidths=0)
+        for corner, name, side in zip(corners, ("p = 0.5", "0.3", "0.2"), ("top", "top", "bottom"), strict=True):
+            axes.annotate(name, corner.tolist(), ha="center", va=side, fontsize=8)
+        axes.set_title(f"temperature {temperature:g}", fontsize=10)
+        axes.set_aspect("equal")
+        axes.margins(0.12)
+        axes.set_axis_off()
+    return _save(figure, path)
+
+
+def _with_side_legend(figure: plt.Figure, axes: plt.Axes, path: Path) -> Path:
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> Path:
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -16,6 +16,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "torch",
@@ -41,8 +42,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: dict) -> None:
     """`data` as strict JSON: NaN and infinities become null, which every JSON reader takes."""
-    strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
-    write_text(path, json.dumps(strict, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_strict(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

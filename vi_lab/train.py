@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,29 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Check the overrides, then let Hydra run the job or the sweep."""
+    return launch("train", task, argv)
+
+
+def launch(name: str, task: Callable[[], None], argv: list[str]) -> int:
+    """Check the overrides of the command `name`, then let Hydra run its `task` on the composed config.
+
+    Raises:
+        UserError: a mistake in the overrides, before anything heavy is imported.
+    """
     arguments, argv = read_arguments(argv)
     asks = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
     if not any(asks):
-        configs = check_overrides("train", arguments.overrides, arguments.multirun, arguments.config_dir)
+        configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
         _check_accelerators(configs, arguments.multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, instead of Hydra's own report and exit
     original = sys.argv
     sys.argv = [original[0], *argv]
-    _command_line[:] = [original[0], "train", *argv]
+    _command_line[:] = [original[0], name, *argv]
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
-    except _Abort as abort:
+    except Abort as abort:
         raise abort.error from None
     finally:
         sys.argv = original
@@ -66,7 +76,7 @@ def _check_accelerators(configs: list[dict], multirun: bool) -> None:
 _command_line: list[str] = []
 
 
-class _Abort(BaseException):
+class Abort(BaseException):
     """Carries an error past Hydra, which would print a report of its own before ours."""
 
     def __init__(self, error: BaseException) -> None:
@@ -100,7 +110,7 @@ def task(config: DictConfig) -> float:
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
             print(f"vi-lab train: job {job.job.num} ({folder}) failed: {one_line(error)}", file=sys.stderr)
             raise
-        raise _Abort(error) from None
+        raise Abort(error) from None
 
 
 def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, bar: bool = True) -> float:

@@ -1,0 +1,271 @@
+"""The gradient lab: bias, variance and cost of estimators at the frozen weights of a model.
+
+Every estimator sees the same images and the same posterior. Its gradient of the negative ELBO is drawn many times and
+held against a reference: the exact gradient by enumeration where the latent is small, otherwise an average of an
+unbiased low-variance estimator whose own error is reported. Two parameter groups: "logits" (q's parameters, the
+encoder's output) and "encoder" (the encoder's weights, into which the logits' gradient is carried by the chain rule).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vi_lab.distributions import base, number_of_states
+from vi_lab.estimators import Exact, GradientEstimator, ImportanceWeighted, LocalExpectation, Pathwise
+from vi_lab.estimators.vimco import VIMCO
+from vi_lab.models import VAE
+from vi_lab.objectives import ELBO
+
+BLOCKS = 20
+T_QUANTILE = 2.093  # two-sided 95 % of Student's t with BLOCKS - 1 degrees of freedom
+ROWS = 16_384  # decoder evaluations per call at the most, which bounds the memory
+
+
+class Reference(NamedTuple):
+    """What the estimators are held against."""
+
+    gradient: Tensor
+    """(B, F) of the mean loss over the images, with respect to the encoder's output."""
+    error: float
+    """Relative standard error of the gradient's norm; 0 where it is exact."""
+    how: str
+
+
+class Measurement(NamedTuple):
+    """One estimator on one parameter group."""
+
+    relative_bias: float
+    """|E g - exact| / |exact|, its noise taken off; 95 % interval from a jackknife over blocks of draws."""
+    relative_bias_low: float
+    relative_bias_high: float
+    variance: float
+    """Total variance: the trace of the covariance."""
+    signal_to_noise: float
+    """|E g| / sqrt(variance)"""
+    cosine: float
+    """Mean cosine of a draw and the exact gradient."""
+    mean_squared_error: float
+    """E |g - exact|^2 = |bias|^2 + variance"""
+
+
+class Moments:
+    """What `Measurement` needs of many draws, without keeping them: block sums, squared errors, cosines."""
+
+    def __init__(self, exact: Tensor, draws: int) -> None:
+        self.exact = exact.flatten()
+        self.sums = self.exact.new_zeros(BLOCKS, self.exact.numel())
+        self.counts = torch.zeros(BLOCKS, dtype=self.exact.dtype)
+        self.per_block = max(1, draws // BLOCKS)
+        self.squared_errors: list[Tensor] = []
+        self.cosines: list[Tensor] = []
+        self.seen = 0
+
+    def add(self, draws: Tensor) -> None:
+        """draws (R, ...)"""
+        draws = draws.flatten(1)
+        block = (torch.arange(self.seen, self.seen + len(draws)) // self.per_block).clamp_max(BLOCKS - 1)
+        self.sums.index_add_(0, block.to(draws.device), draws)
+        self.counts.index_add_(0, block, torch.ones(len(draws), dtype=self.counts.dtype))
+        self.squared_errors.append((draws - self.exact).square().sum(1))
+        norms = draws.norm(dim=1) * self.exact.norm()
+        self.cosines.append((draws @ self.exact) / norms.clamp_min(torch.finfo(draws.dtype).tiny))
+        self.seen += len(draws)
+
+    def measure(self) -> Measurement:
+        error = self.sums / self.counts[:, None].to(self.sums) - self.exact  # (K, D) mean error of each block
+        gram = (error @ error.T).double()
+        squared_bias, standard = _jackknife(gram)
+        norm = self.exact.norm().double().item()
+        norm = max(norm, torch.finfo(torch.float64).tiny)
+        mse = torch.cat(self.squared_errors).double().mean().item()
+        variance = max(mse - squared_bias, 0.0)
+        mean = self.sums.sum(0).norm().item() / self.seen
+
+        def relative(square: float) -> float:
+            return math.sqrt(max(square, 0.0)) / norm
+
+        return Measurement(
+            relative(squared_bias),
+            relative(squared_bias - T_QUANTILE * standard),
+            relative(squared_bias + T_QUANTILE * standard),
+            variance,
+            mean / math.sqrt(variance) if variance > 0 else math.inf,
+            torch.cat(self.cosines).double().mean().item(),
+            mse,
+        )
+
+
+def _jackknife(gram: Tensor) -> tuple[float, float]:
+    """|bias|^2 without the noise's share, and its standard error, from inner products of the blocks' mean errors.
+
+    The mean over pairs of different blocks of <error_j, error_k> has expectation |bias|^2, where |mean error|^2
+    has |bias|^2 + variance / draws.
+    """
+
+    def pairs(total: Tensor, trace: Tensor, blocks: int) -> Tensor:
+        return (total - trace) / (blocks * (blocks - 1))
+
+    blocks = len(gram)
+    total, diagonal = gram.sum(), gram.diagonal()
+    left_out = pairs(total - 2 * gram.sum(1) + diagonal, diagonal.sum() - diagonal, blocks - 1)
+    standard = ((blocks - 1) / blocks * (left_out - left_out.mean()).square().sum()).sqrt()
+    return pairs(total, diagonal.sum(), blocks).item(), standard.item()
+
+
+class Bench:
+    """A model with frozen weights and a batch of images, on which estimators are measured.
+
+    Args:
+        model: its weights and its mode are left as they are.
+        x: (B, *shape) images.
+        beta: the objective's weight of the KL.
+    """
+
+    def __init__(self, model: VAE, x: Tensor, beta: float = 1.0) -> None:
+        self.model, self.x, self.beta = model, x, beta
+        with torch.no_grad():
+            self.features = model.encoder(x)  # (B, F)
+
+    def draw(self, estimator: GradientEstimator, objective: nn.Module, copies: int) -> tuple[Tensor, Tensor, float]:
+        """`copies` draws of the gradient with respect to the encoder's output.
+
+        Returns:
+            draws (copies, B, F) of the gradient of the mean loss; the control loss; decoder evaluations per image.
+        """
+        features = self.features.repeat(copies, 1).requires_grad_()
+        x = self.x.repeat(copies, *[1] * (self.x.ndim - 1))
+        nats, evaluations = self.model.nats(x), 0
+
+        def counted(z: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += z.shape[0] * z.shape[1]
+            return nats(z)
+
+        q = self.model.latent(features)
+        terms = objective(q, self.model.latent.prior(), counted, estimator, x)
+        (gradient,) = torch.autograd.grad(terms.loss.sum() / len(self.x), features, retain_graph=True)
+        return gradient.unflatten(0, (copies, len(self.x))), terms.control_loss, evaluations / len(x)
+
+    def draws(self, estimator: GradientEstimator, objective: nn.Module, count: int) -> Iterator[Tensor]:
+        """`count` draws in chunks that fit into memory."""
+        _, _, evaluations = self.draw(estimator, objective, 1)
+        chunk = max(1, min(count, int(ROWS / (len(self.x) * max(evaluations, 1)))))
+        while count > 0:
+            yield self.draw(estimator, objective, min(chunk, count))[0]
+            count -= chunk
+
+    def warm_up(self, estimator: GradientEstimator, objective: nn.Module, steps: int) -> None:
+        """Let moving averages and learned control variates adapt to this model; the model stays as it is."""
+        own = [p for p in estimator.parameters() if p.requires_grad]
+        stateful = bool(own) or any(not name.endswith("temperature") for name, _ in estimator.named_buffers())
+        optimizer = torch.optim.Adam(own, 1e-2) if own else None
+        for _ in range(steps if stateful else 0):
+            control_loss = self.draw(estimator, objective, 1)[1]
+            if optimizer is not None:
+                optimizer.zero_grad()
+                control_loss.backward(inputs=own)
+                optimizer.step()
+
+    def to_encoder(self, draws: Tensor) -> Tensor:
+        """Carry gradients with respect to the encoder's output, (R, B, F), into its weights: (R, D)."""
+        features = self.model.encoder(self.x)
+        weights = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(features, weights, draws.to(features), is_grads_batched=True)
+        return torch.cat([gradient.flatten(1) for gradient in gradients], 1)
+
+    def exact(self) -> Tensor:
+        """(B, F) by enumeration, a few images at a time."""
+        q = self.model.latent(self.features[:1])
+        states = number_of_states(q)
+        chunk = max(1, ROWS // states)
+        gradients = []
+        for x in self.x.split(chunk):
+            part = Bench(self.model, x, self.beta)
+            gradient = part.draw(Exact(max_states=states), ELBO(beta=self.beta), 1)[0][0]
+            gradients.append(gradient * len(x) / len(self.x))
+        return torch.cat(gradients)
+
+    def reference(
+        self,
+        multi_sample: int = 0,
+        max_states: int = 4096,
+        error: float = 0.01,
+        most: int = 20_000,
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> Reference:
+        """The gradient that estimators should have in mean.
+
+        Args:
+            multi_sample: of the importance-weighted bound with so many samples; 0: of the ELBO.
+            max_states: up to so many joint states the ELBO's is exact.
+            error: wanted relative standard error of an average.
+            most: draws at the most.
+            progress: called with the error reached so far.
+        """
+        continuous = self.model.latent(self.features[:1]).has_rsample
+        if not multi_sample and not continuous and number_of_states(self.model.latent(self.features[:1])) <= max_states:
+            return Reference(self.exact(), 0.0, "exact, by enumeration")
+        if multi_sample:
+            estimator = (ImportanceWeighted if continuous else VIMCO)(multi_sample)
+            objective = ELBO("monte_carlo", self.beta)
+        else:
+            estimator, objective = (Pathwise(16) if continuous else LocalExpectation()), ELBO(beta=self.beta)
+        estimator = estimator.to(self.x.device)
+        total, squares, count, reached = torch.zeros_like(self.features), 0.0, 0, math.inf
+        while count < most and not (reached <= error and count >= 64):
+            for draws in self.draws(estimator, objective, 64):
+                total += draws.sum(0)
+                squares += draws.square().sum().item()
+                count += len(draws)
+            mean_square = (total / count).square().sum().item()
+            variance = max(squares / count - mean_square, 0.0) / count
+            reached = math.sqrt(variance / max(mean_square - variance, 1e-30))
+            progress(reached)
+        how = f"average of {count} draws of {type(estimator).__name__}"
+        return Reference(total / count, reached, how)
+
+    def measure(
+        self,
+        estimator: GradientEstimator,
+        objective: nn.Module,
+        reference: Reference,
+        samples: int,
+        encoder: bool = True,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> dict[str, Measurement]:
+        """Measure an estimator: {"logits": ..., "encoder": ...}."""
+        groups = {"logits": Moments(reference.gradient, samples)}
+        if encoder:
+            groups["encoder"] = Moments(self.to_encoder(reference.gradient[None])[0], samples)
+        for chunk in self.draws(estimator, objective, samples):
+            for draws in chunk.split(32):
+                groups["logits"].add(draws)
+                if encoder:
+                    groups["encoder"].add(self.to_encoder(draws))
+                progress(len(draws))
+        return {name: moments.measure() for name, moments in groups.items()}
+
+    def cost(self, estimator: GradientEstimator, objective: nn.Module, repeats: int = 15) -> tuple[float, float]:
+        """Decoder evaluations per image, and milliseconds (the median) of one forward and backward pass over the
+        batch: decoder, estimator and its control loss; not the encoder."""
+        seconds = []
+        evaluations = 0.0
+        for _ in range(repeats):
+            start = time.perf_counter()
+            gradient, _, evaluations = self.draw(estimator, objective, 1)
+            gradient.sum().item()  # waits for the device
+            seconds.append(time.perf_counter() - start)
+        return evaluations, 1e3 * sorted(seconds)[repeats // 2]
+
+
+def kind(model: VAE) -> str:
+    """categorical, bernoulli or gaussian."""
+    return {"OneHotCategorical": "categorical", "Bernoulli": "bernoulli", "Normal": "gaussian"}[
+        type(base(model.latent.prior())).__name__
+    ]
