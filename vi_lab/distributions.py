@@ -48,14 +48,59 @@ def one_hot_argmax(x: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
 
 
+def from_logits(q: Distribution, logits: Tensor) -> Distribution:
+    """The discrete posterior of q's family with these logits."""
+    return Independent(type(base(q))(logits=logits, validate_args=False), 1, validate_args=False)
+
+
+def perturbed_logits(q: Distribution, samples: int) -> Tensor:
+    """logits + noise, (samples, B, *event), differentiable: Gumbel noise for categoricals, logistic for Bernoullis.
+
+    Its vertex (the argmax, the sign) is a sample of `q`.
+    """
+    b = discrete(q, "a perturbation of the logits")
+    noise_like = gumbel_like if isinstance(b, OneHotCategorical) else logistic_like
+    return b.logits + noise_like(b.logits, samples)
+
+
+def tied_conditional(q: Distribution, z: Tensor) -> Tensor:
+    """A draw of the perturbed logits given their vertex k, with the noise for which it equals the draw `z` itself:
+    the value of `z`, the gradient of the conditional sampler.
+
+    Given k, a Gumbel-perturbed z has a maximum -log E_k that does not depend on the (normalised) logits, and below it
+    z_i = -log(E_k + E_i / p_i), E ~ Exponential(1) (Maddison et al. 2014). With E held fixed,
+
+        dz_k/dlogits = 0,  dz_i/dlogits_i = (E_i / p_i) / (E_k + E_i / p_i) = 1 - exp(z_i - z_k).
+
+    A Bernoulli's z with sign s is s * softplus(l + softplus(s * logit)), l ~ Logistic; with l held fixed,
+
+        dz/dlogit = (1 - exp(-|z|)) * sigmoid(s * logit).
+    """
+    logits = discrete(q, "a conditional perturbation").logits
+    with torch.no_grad():
+        if isinstance(base(q), OneHotCategorical):
+            slope = -torch.expm1(z - z.amax(-1, keepdim=True))
+        else:
+            slope = -torch.expm1(-z.abs()) * torch.where(z > 0, logits, -logits).sigmoid()
+    return z.detach() + slope * (logits - logits.detach())
+
+
+def vertex(q: Distribution, z: Tensor) -> Tensor:
+    """The hard sample that perturbed logits `z` stand for. No gradient."""
+    z = z.detach()
+    return one_hot_argmax(z) if isinstance(base(q), OneHotCategorical) else (z > 0).to(z.dtype)
+
+
+def relax(q: Distribution, z: Tensor, temperature: Tensor | float) -> Tensor:
+    """Perturbed logits `z` into the simplex or the unit interval: softmax(z / tau) or sigmoid(z / tau)."""
+    return (z / temperature).softmax(-1) if isinstance(base(q), OneHotCategorical) else (z / temperature).sigmoid()
+
+
 @torch.no_grad()
 def sample(q: Distribution, samples: int) -> Tensor:
     """Draws from the true `q` without gradient: (samples, B, *event). Gumbel-argmax for categoricals."""
-    b = base(q)
-    if isinstance(b, OneHotCategorical):
-        return one_hot_argmax(b.logits + gumbel_like(b.logits, samples))
-    if isinstance(b, Bernoulli):
-        return (b.logits + logistic_like(b.logits, samples) > 0).to(b.logits.dtype)
+    if isinstance(base(q), (OneHotCategorical, Bernoulli)):
+        return vertex(q, perturbed_logits(q, samples))
     return q.sample((samples,))
 
 
@@ -64,10 +109,7 @@ def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -
 
     Categorical: softmax((logits + Gumbel) / tau). Bernoulli: sigmoid((logits + Logistic) / tau).
     """
-    b = discrete(q, "a relaxation")
-    if isinstance(b, OneHotCategorical):
-        return ((b.logits + gumbel_like(b.logits, samples)) / temperature).softmax(-1)
-    return ((b.logits + logistic_like(b.logits, samples)) / temperature).sigmoid()
+    return relax(q, perturbed_logits(q, samples), temperature)
 
 
 def harden(q: Distribution, relaxed: Tensor) -> Tensor:
