@@ -54,12 +54,10 @@ class LocalExpectation(GradientEstimator):
         b = discrete(q, "local expectation")
         if isinstance(b, OneHotCategorical):
             probs = b.probs  # (B, L, K)
-            values = torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device).view(
-                -1, 1, 1, 1, probs.shape[-1]
-            )
+            values = torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device)[:, None, None, None]
         else:
             probs = torch.stack([1 - b.probs, b.probs], -1)
-            values = torch.tensor([0.0, 1.0], dtype=probs.dtype, device=probs.device).view(-1, 1, 1, 1)
+            values = torch.tensor([0.0, 1.0], dtype=probs.dtype, device=probs.device)[:, None, None, None]
         z = sample(q, self.samples)
         f = cost(z)
         replaced = costs_of_replacements(cost, z, values, self.chunk).mean(2)  # (L, K, B)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
+from torch.nn import functional as F
 
 from vi_lab.distributions import base, gumbel_like, one_hot_argmax, sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
@@ -61,7 +62,7 @@ class RaoBlackwellReinforce(GradientEstimator):
         top = logits.topk(min(self.top_k, logits.shape[-1])).indices  # (B, L, k)
         rest = logits.scatter(-1, top, -torch.inf)
         drawn = one_hot_argmax(rest + gumbel_like(rest, self.samples))  # (S, B, L, C)
-        one_hot = torch.nn.functional.one_hot(top, logits.shape[-1]).to(logits.dtype).movedim(2, 0)  # (k, B, L, C)
+        one_hot = F.one_hot(top, logits.shape[-1]).to(logits.dtype).movedim(2, 0)  # (k, B, L, C)
         values = torch.cat([one_hot.unsqueeze(1).expand(-1, self.samples, -1, -1, -1), drawn.unsqueeze(0)])
         weights = (one_hot * logits.exp()).sum(-1).unsqueeze(1)  # (k, 1, B, L)
         weights = torch.cat([weights, rest.exp().sum(-1)[None, None]])  # the draw stands for all the rest

@@ -10,8 +10,8 @@ both are learnt, on the variance. As in the authors' code the noises of z and z~
 c(z) - c(z~) is then one evaluation of c, where the difference of the two paths flows back. The decoder learns from
 the hard sample b only.
 
-Departures: the variance that is lowered is that of the gradient for q's logits, per image (the paper's: for the
-encoder's weights, per batch), with the model's own optimiser and learning rate.
+Departures: one eta and one variance, that of the gradient for q's logits (the authors: per weight matrix; RELAX: as
+here); learnt with the model's optimiser (the authors: at ten times its rate); no baseline besides c.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     c(z) = eta * f(softmax(z / tau)) + r(softmax(z / tau))
 
 Grathwohl et al. 2018 (arXiv 1711.00123). Unbiased for every c; eta, tau and the network r are learnt on the variance.
-This is the paper's control variate for variational autoencoders, with REBAR's eta kept; z, b, z~ and the departures
-are REBAR's.
+This is the paper's control variate for variational autoencoders, where r alone did worse than REBAR; its eta is 1,
+here REBAR's is kept. z, b, z~ and how they are tied: see REBAR.
 """
 
 from __future__ import annotations
