@@ -151,14 +151,13 @@ def test_one_class_and_extreme_logits(name: str, kind: str) -> None:
     if kind == "gaussian":
         return
     torch.manual_seed(0)
-    estimator = make(name).float()
     for phi in (
         (torch.tensor([[[1e4, -1e4, 0.0]]]), torch.zeros(1, 2, 1))
         if kind == "categorical"
         else (torch.tensor([[1e4, -1e4, 0.0]]),)
     ):
         phi = phi.expand(8, *phi.shape[1:]).clone().requires_grad_()
-        estimate = estimator(
+        estimate = make(name).float()(
             posterior(kind, phi),
             lambda z: z.flatten(2).square().sum(-1) + z.flatten(2)[..., 0],
             phi.flatten(1),
@@ -267,7 +266,7 @@ def test_a_batch_mean_that_includes_the_sample_would_fail_the_contract() -> None
     assert worst(gradient / (3 / 4), exact) < THRESHOLD
 
 
-@pytest.mark.parametrize("baseline", ["none", "moving_average", "leave_one_out"])
+@pytest.mark.parametrize("baseline", ["none", "moving_average", "leave_one_out", "nvil"])
 def test_reinforce_baselines_from_the_config(baseline: str) -> None:
     torch.manual_seed(0)
     estimator = make("reinforce", f"estimator/baseline={baseline}", "samples=3")

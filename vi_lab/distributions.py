@@ -69,6 +69,11 @@ def standard_noise(q: Distribution, samples: int) -> Tensor:
     return (gumbel_like if isinstance(b, OneHotCategorical) else logistic_like)(b.logits, samples)
 
 
+def perturbed_logits(q: Distribution, samples: int) -> Tensor:
+    """logits + noise of a discrete `q`, differentiable: (samples, B, *event). Its vertex is a sample of `q`."""
+    return discrete(q, "a perturbation of the logits").logits + standard_noise(q, samples)
+
+
 def vertex(q: Distribution, perturbed: Tensor) -> Tensor:
     """The sample of a discrete `q` that perturbed logits select: their argmax, or their sign. No gradient."""
     perturbed = perturbed.detach()
@@ -103,12 +108,40 @@ def midpoint_logits(q: Distribution, z: Tensor) -> Tensor:
     return sign * ((sign * logits).sigmoid().log1p() - F.logsigmoid(-sign * logits))
 
 
+def from_logits(q: Distribution, logits: Tensor) -> Distribution:
+    """The discrete posterior of q's family with these logits."""
+    if isinstance(base(q), OneHotCategorical):
+        return Independent(one_hot_categorical(logits), 1, validate_args=False)
+    return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+
+
+def tied_conditional(q: Distribution, z: Tensor) -> Tensor:
+    """A draw of the perturbed logits given their vertex k, with the noise for which it equals the draw `z` itself:
+    the value of `z`, the gradient of the conditional sampler.
+
+    Given k, a Gumbel-perturbed z has a maximum -log E_k that does not depend on the (normalised) logits, and below it
+    z_i = -log(E_k + E_i / p_i), E ~ Exponential(1) (Maddison et al. 2014). With E held fixed,
+
+        dz_k/dlogits = 0,  dz_i/dlogits_i = (E_i / p_i) / (E_k + E_i / p_i) = 1 - exp(z_i - z_k).
+
+    A Bernoulli's z with sign s is s * softplus(l + softplus(s * logit)), l ~ Logistic; with l held fixed,
+
+        dz/dlogit = (1 - exp(-|z|)) * sigmoid(s * logit).
+    """
+    logits = discrete(q, "a conditional perturbation").logits
+    with torch.no_grad():
+        if isinstance(base(q), OneHotCategorical):
+            slope = -torch.expm1(z - z.amax(-1, keepdim=True))
+        else:
+            slope = -torch.expm1(-z.abs()) * torch.where(z > 0, logits, -logits).sigmoid()
+    return z.detach() + slope * (logits - logits.detach())
+
+
 @torch.no_grad()
 def sample(q: Distribution, samples: int) -> Tensor:
     """Draws from the true `q` without gradient: (samples, B, *event). Gumbel-argmax for categoricals."""
-    b = base(q)
-    if isinstance(b, (OneHotCategorical, Bernoulli)):
-        return vertex(q, b.logits + standard_noise(q, samples))
+    if isinstance(base(q), (OneHotCategorical, Bernoulli)):
+        return vertex(q, perturbed_logits(q, samples))
     return q.sample((samples,))
 
 
@@ -117,8 +150,7 @@ def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -
 
     Categorical: softmax((logits + Gumbel) / tau). Bernoulli: sigmoid((logits + Logistic) / tau).
     """
-    b = discrete(q, "a relaxation")
-    return probabilities(q, (b.logits + standard_noise(q, samples)) / temperature)
+    return probabilities(q, perturbed_logits(q, samples) / temperature)
 
 
 @torch.no_grad()
@@ -175,14 +207,10 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
 def detach(q: Distribution) -> Distribution:
     """`q` with its parameters detached."""
     b = base(q)
-    if isinstance(b, OneHotCategorical):
-        detached: Distribution = one_hot_categorical(b.logits.detach())
-    elif isinstance(b, Bernoulli):
-        detached = Bernoulli(logits=b.logits.detach(), validate_args=False)
-    else:
-        gaussian(q, "detaching")
-        detached = Normal(b.loc.detach(), b.scale.detach(), validate_args=False)
-    return Independent(detached, len(q.event_shape) - len(detached.event_shape), validate_args=False)
+    if isinstance(b, (OneHotCategorical, Bernoulli)):
+        return from_logits(q, b.logits.detach())
+    b = gaussian(q, "detaching")
+    return Independent(Normal(b.loc.detach(), b.scale.detach(), validate_args=False), 1, validate_args=False)
 
 
 def number_of_states(q: Distribution) -> int:

@@ -60,6 +60,16 @@ class GradientEstimator(nn.Module, ABC):
             context: (B, ...) what x is, for baselines that depend on the input.
         """
 
+    def materialize(self, q: Distribution, context: Tensor) -> None:
+        """Give lazy layers their sizes by one call that updates nothing else.
+
+        Do this before an optimiser, a checkpoint or DDP sees the parameters, as with any `torch.nn.LazyLinear`.
+        """
+        if any(isinstance(p, nn.UninitializedParameter) for p in self.parameters()):
+            training = self.training
+            self.eval()(q, lambda z: z.flatten(2).sum(-1), context)
+            self.train(training)
+
     def extra_repr(self) -> str:
         return f"samples={self.samples}"
 

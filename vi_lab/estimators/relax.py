@@ -1,0 +1,35 @@
+"""RELAX: REBAR whose control variate is a learnt function.
+
+    d/dphi E_q[f(b)] = E[ (f(b) - c(z~)) d/dphi log q(b) + d/dphi c(z) - d/dphi c(z~) ],
+    c(z) = eta * f(softmax(z / tau)) + r(softmax(z / tau))
+
+Grathwohl et al. 2018 (arXiv 1711.00123). Unbiased for every c; eta, tau and the network r are learnt on the variance.
+This is the paper's control variate for variational autoencoders, where r alone did worse than REBAR; its eta is 1,
+here REBAR's is kept. z, b, z~ and how they are tied: see REBAR.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vi_lab.estimators.base import Cost
+from vi_lab.estimators.rebar import REBAR
+
+
+class RELAX(REBAR):
+    """Starts as REBAR: r is zero before it has learnt.
+
+    Args:
+        temperature, eta: see `REBAR`.
+        hidden: tanh units of r's one hidden layer (smooth, since r' is learnt). Its input size is that of z, taken at
+            the first call.
+    """
+
+    def __init__(self, samples: int = 1, temperature: float = 1.0, eta: float = 1.0, hidden: int = 50) -> None:
+        super().__init__(samples, temperature, eta)
+        self.network = nn.Sequential(nn.Flatten(2), nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def control(self, relaxed: Tensor, cost: Cost) -> Tensor:
+        return super().control(relaxed, cost) + self.network(relaxed).squeeze(-1)
