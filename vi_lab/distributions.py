@@ -130,3 +130,27 @@ def gaussian(q: Distribution, method: str) -> Normal:
     if not isinstance(b, Normal):
         raise TypeError(f"{method} needs a Gaussian posterior (Normal, under Independent), got {type(b).__name__}")
     return b
+
+
+def bernoulli(q: Distribution, method: str) -> Bernoulli:
+    """The base of a Bernoulli `q`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    b = base(q)
+    if not isinstance(b, Bernoulli):
+        raise TypeError(f"{method} needs a Bernoulli posterior (under Independent), got {type(b).__name__}")
+    return b
+
+
+def categorical(q: Distribution, method: str) -> OneHotCategorical:
+    """The base of a categorical `q`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    b = base(q)
+    if not isinstance(b, OneHotCategorical):
+        raise TypeError(f"{method} needs a OneHotCategorical posterior (under Independent), got {type(b).__name__}")
+    return b
