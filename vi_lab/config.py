@@ -65,6 +65,7 @@ FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
 COUNT = Rule(lambda v: _integer(v) and v >= 1, "a whole number of at least 1")
 COUNT_OR_ZERO = Rule(lambda v: _integer(v) and v >= 0, "a whole number of at least 0")
 SIZES = Rule(lambda v: isinstance(v, list) and all(COUNT.holds(i) for i in v), "a list of whole numbers above 0")
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 PART = Rule(
     lambda v: (_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
     "a fraction above 0 and at most 1.0, or a whole number of batches",
@@ -87,6 +88,7 @@ RULES: dict[str, Rule] = {
     "latent.classes": COUNT,
     "latent.dim": COUNT,
     "estimator.samples": COUNT,
+    "estimator.learn_temperature": FLAG,
     "estimator.*temperature": POSITIVE,
     "estimator.baseline.decay": FRACTION,
     "estimator.max_states": COUNT,
@@ -216,6 +218,10 @@ def _check_pair(values: dict) -> None:
             f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
             + " or ".join(f"latent={name}" for name in accepted)
         )
+    if values["objective"]["_target_"].endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
+        raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
+    if estimator.get("learn_temperature") and not values["schedule"]["_target_"].endswith(".Constant"):
+        raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
     if "max_states" in estimator:
         states = latent.get("classes", 2) ** latent["variables"]
         if states > estimator["max_states"]:

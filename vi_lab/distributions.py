@@ -6,6 +6,8 @@ q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoul
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
@@ -68,6 +70,29 @@ def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -
     if isinstance(b, OneHotCategorical):
         return ((b.logits + gumbel_like(b.logits, samples)) / temperature).softmax(-1)
     return ((b.logits + logistic_like(b.logits, samples)) / temperature).sigmoid()
+
+
+def log_relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -> Tensor:
+    """`relaxed_sample` where neither 0 nor 1 is ever reached, (samples, B, *event): log z, or logit z for Bernoulli."""
+    b = discrete(q, "a relaxation")
+    if isinstance(b, OneHotCategorical):
+        return ((b.logits + gumbel_like(b.logits, samples)) / temperature).log_softmax(-1)
+    return (b.logits + logistic_like(b.logits, samples)) / temperature
+
+
+def relaxed_log_prob(q: Distribution, temperature: Tensor, y: Tensor) -> Tensor:
+    """Log density of `log_relaxed_sample` at y: ExpConcrete, or binary Concrete in logit space. (S, B) in nats.
+
+    With scores s = logits - tau * y (Maddison et al. 2017): log (C-1)! + (C-1) log tau + sum_c s_c - C logsumexp(s)
+    per categorical variable, log tau + s - 2 log(1 + e^s) per binary one.
+    """
+    b = discrete(q, "a relaxation")
+    scores = b.logits - temperature * y
+    if isinstance(b, OneHotCategorical):
+        classes = scores.shape[-1]
+        density = scores.sum(-1) - classes * scores.logsumexp(-1)  # (S, B, L)
+        return (density + math.lgamma(classes) + (classes - 1) * temperature.log()).sum(-1)
+    return (temperature.log() + scores - 2 * F.softplus(scores)).sum(-1)
 
 
 def harden(q: Distribution, relaxed: Tensor) -> Tensor:
