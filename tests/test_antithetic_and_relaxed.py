@@ -1,4 +1,5 @@
-"""Identities of the antithetic estimators (ARM, DisARM, trees) and of the relaxed bound (Concrete).
+"""Identities of the antithetic estimators (ARM, DisARM, trees), of the relaxed bound (Concrete) and
+of vector quantisation.
 
 Thresholds and false alarms are those of `toy.py`.
 """
@@ -21,9 +22,19 @@ from vi_lab.callbacks import Temperature
 from vi_lab.config import check_overrides
 from vi_lab.distributions import log_relaxed_sample, logistic_like, relaxed_log_prob
 from vi_lab.errors import UserError
-from vi_lab.estimators import ARM, Concrete, DisARM, DisARMTree, GradientEstimator, GumbelSoftmax, StraightThrough
+from vi_lab.estimators import (
+    ARM,
+    Concrete,
+    DisARM,
+    DisARMTree,
+    GradientEstimator,
+    GumbelSoftmax,
+    StraightThrough,
+    VectorQuantization,
+)
 from vi_lab.estimators.disarm_tree import binary_tree
-from vi_lab.latents import Bernoulli, Categorical
+from vi_lab.latents import VQ, Bernoulli, Categorical
+from vi_lab.models import StraightThroughVAE
 from vi_lab.objectives import ELBO, RelaxedELBO
 from vi_lab.schedules import Linear
 
@@ -292,3 +303,72 @@ def test_relaxed_errors() -> None:
             check_overrides("train", overrides, multirun=False)
     config = check_overrides("train", ["estimator=concrete", "objective=elbo"], multirun=False)[0]
     assert config["objective"]["_target_"].endswith(".ELBO")  # the user's word wins
+
+
+# --- vector quantisation -------------------------------------------------------------------------------------------
+
+
+def test_vq_gradients_are_the_papers() -> None:
+    """With f linear, df/dz = w at the code: w + 2 beta (e - c) for the encoding, 2 sum (c - e) for each code."""
+    torch.manual_seed(0)
+    latent = VQ(variables=4, classes=3, dim=2).double()
+    torch.nn.init.normal_(latent.codebook)
+    features = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, 2, dtype=torch.float64)
+    q = latent(features)
+    distance = (features.unflatten(-1, (4, 1, 2)) - latent.codebook).square().sum(-1)  # (B, L, K)
+    assert torch.equal(q.index, distance.argmin(-1))
+    assert len(q.index.unique()) == 3
+
+    estimate = VectorQuantization(commitment=0.7)(q, lambda z: (z * w).sum((-1, -2)))
+    codes = latent.codebook.detach()[q.index]
+    torch.testing.assert_close(estimate.loss, (codes * w).sum((-1, -2)))  # the value holds neither auxiliary loss
+    by_encoding, by_codebook = torch.autograd.grad(estimate.loss.sum(), (features, latent.codebook))
+    error = features.detach().unflatten(-1, (4, 2)) - codes
+    torch.testing.assert_close(by_encoding.unflatten(-1, (4, 2)), w + 2 * 0.7 * error)
+    one_hot = torch.nn.functional.one_hot(q.index, 3).double()
+    torch.testing.assert_close(by_codebook, -2 * torch.einsum("blk,bld->kd", one_hot, error))
+
+
+def test_vq_bound_and_distributions() -> None:
+    """A certain posterior: KL = L log K, by the analytic and by the Monte Carlo form."""
+    torch.manual_seed(0)
+    latent = VQ(variables=4, classes=3, dim=2).double()
+    q, p = latent(torch.randn(5, 8, dtype=torch.float64)), latent.prior()
+    kl = distributions.kl_divergence(q, p)
+    torch.testing.assert_close(kl, torch.full((5,), 4 * math.log(3), dtype=torch.float64))
+    z = distributions.sample(q, 7)
+    assert z.shape == (7, 5, *latent.event_shape)
+    assert torch.equal(distributions.log_prob(q, z), torch.zeros(7, 5))
+    assert distributions.log_prob(q, z + 1).isneginf().all()
+    torch.testing.assert_close(distributions.log_prob(p, z), -kl.expand(7, 5))
+    draws = p.sample((ROWS, 1))
+    assert draws.shape == (ROWS, 1, 4, 2)
+    frequencies = torch.stack([(draws == code).all(-1).double()[:, 0] for code in latent.codebook], -1)
+    assert worst(frequencies, torch.full((4, 3), 1 / 3)) < THRESHOLD
+    values = [
+        ELBO(kl)(q, p, lambda z: z.square().sum((-1, -2)), VectorQuantization()) for kl in ("analytic", "monte_carlo")
+    ]
+    torch.testing.assert_close(values[0].loss, values[1].loss)
+    torch.testing.assert_close(values[0].loss.detach(), values[0].reconstruction + 4 * math.log(3))
+
+
+def test_vq_logs_how_many_codes_are_in_use() -> None:
+    """Perplexity of the codes over batch and variables: 2 where two codes share them."""
+    latent = VQ(variables=2, classes=4, dim=1)
+    latent.codebook.data = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    model = StraightThroughVAE(latent, *[torch.nn.Identity()] * 3, objective=ELBO(), estimator=VectorQuantization())
+    metrics = model.extra_metrics(latent(torch.tensor([[0.1, 3.2], [0.0, 3.0]])), None)
+    assert metrics["code_perplexity"].item() == pytest.approx(2)
+    assert metrics["quantization_error"].item() == pytest.approx((0.1**2 + 0.2**2) / 2, rel=1e-5)
+
+
+def test_vq_errors() -> None:
+    with pytest.raises(ValueError, match="commitment must not be negative, got -1"):
+        VectorQuantization(commitment=-1)
+    with pytest.raises(TypeError, match=r"needs a NearestCode posterior \(latent=vq\), got Bernoulli"):
+        VectorQuantization()(posterior("bernoulli", torch.zeros(1, 3)), lambda z: z.sum(-1))
+    with pytest.raises(UserError, match="estimator rloo does not work with a vq latent"):
+        check_overrides("train", ["estimator=rloo", "latent=vq"], multirun=False)
+    with pytest.raises(UserError, match="leave latent= out or use latent=vq"):
+        check_overrides("train", ["estimator=vq", "latent=30x10"], multirun=False)

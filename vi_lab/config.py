@@ -92,6 +92,7 @@ RULES: dict[str, Rule] = {
     "estimator.*temperature": POSITIVE,
     "estimator.baseline.decay": FRACTION,
     "estimator.max_states": COUNT,
+    "estimator.commitment": NOT_NEGATIVE,
     "network.*.hidden": SIZES,
     "network.*.channels": SIZES,
     "network.*.activation": ACTIVATION,
@@ -218,9 +219,10 @@ def _check_pair(values: dict) -> None:
             f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
             + " or ".join(f"latent={name}" for name in accepted)
         )
-    if values["objective"]["_target_"].endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
+    objective, schedule = (values.get(key, {}).get("_target_", "") for key in ("objective", "schedule"))
+    if objective.endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
         raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
-    if estimator.get("learn_temperature") and not values["schedule"]["_target_"].endswith(".Constant"):
+    if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
         raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
     if "max_states" in estimator:
         states = latent.get("classes", 2) ** latent["variables"]

@@ -37,6 +37,8 @@ class GradientEstimator(nn.Module, ABC):
     """Whether the gradient's expectation is the exact gradient. The contract tests hold it to this."""
     relaxed: ClassVar[bool] = False
     """Whether the cost is evaluated at relaxed samples, so that its value is not the loss of the model."""
+    deterministic: ClassVar[bool] = False
+    """Whether it draws nothing, so that the seed makes no difference."""
     exact_for: ClassVar[str | None] = None
     """For a biased method, the costs for which it is unbiased all the same: "linear" or "quadratic" in z."""
 
