@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
 
-from vi_lab.distributions import detach, enumerate_support, log_prob
+from vi_lab.distributions import NearestCode, detach, enumerate_support, log_prob
 from vi_lab.estimators import Cost, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound
 
@@ -32,7 +32,9 @@ PHI = {
     "categorical": torch.tensor([[0.3, -0.8, 0.5], [1.2, 0.1, -0.4]], dtype=torch.float64),
     "bernoulli": torch.tensor([0.4, -1.1, 0.9], dtype=torch.float64),
     "gaussian": torch.tensor([[0.3, -0.6], [-0.5, 0.4]], dtype=torch.float64),  # mean, log variance
+    "vq": torch.tensor([[0.3, -0.6], [1.5, 0.4]], dtype=torch.float64),  # two encodings
 }
+CODEBOOK = torch.tensor([[0.0, 0.0], [1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
 
 
 def posterior(kind: str, phi: Tensor) -> Distribution:
@@ -41,6 +43,8 @@ def posterior(kind: str, phi: Tensor) -> Distribution:
         return Independent(OneHotCategorical(logits=phi, validate_args=False), 1)
     if kind == "bernoulli":
         return Independent(Bernoulli(logits=phi, validate_args=False), 1)
+    if kind == "vq":
+        return NearestCode(phi, CODEBOOK.to(phi.dtype))
     return Independent(Normal(phi[:, 0], (0.5 * phi[:, 1]).exp()), 1)
 
 
@@ -74,6 +78,8 @@ class Problem(NamedTuple):
             eps = torch.cartesian_prod(nodes, nodes)
             z = (q.base_dist.loc + q.base_dist.scale * eps).unsqueeze(1)  # (N, 1, D)
             weight = torch.cartesian_prod(weights, weights).prod(-1)
+        elif self.kind == "vq":  # certain, so that the exact gradient in phi vanishes
+            z, weight = q.codes.unsqueeze(0), torch.ones(1, dtype=phi.dtype)
         else:
             z = enumerate_support(q).unsqueeze(1)
             weight = log_prob(q, z).exp()[:, 0]
@@ -84,7 +90,7 @@ class Problem(NamedTuple):
             index = torch.cartesian_prod(*[torch.arange(len(f))] * estimator.samples)  # all S-tuples of states
             f, weight = importance_weighted_bound(f[index].T), weight[index].prod(-1)
         value = (weight * f).sum()
-        return value.detach(), *torch.autograd.grad(value, (phi, theta))
+        return value.detach(), *torch.autograd.grad(value, (phi, theta), materialize_grads=True)
 
     def draws(self, estimator: GradientEstimator, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
         """`rows` independent draws of the value (R,) and of the two gradients (R, ...)."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.utils.parametrize import is_parametrized
 
 from vi_lab.errors import ViLabError
 from vi_lab.models import VAE
@@ -22,11 +23,20 @@ from vi_lab.snapshot import write_csv
 
 
 class Temperature(Callback):
-    """Writes schedule(global step) into the estimator's temperature before each step. Stateless."""
+    """Writes schedule(global step) into the estimator's temperature before each step. Stateless.
+
+    A temperature that the estimator learns is left alone, and read only when its value is asked for.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.value: float | None = None  # None where the estimator has no temperature
+        self.written: float | None = None
+        self.learner: torch.nn.Module | None = None
+
+    @property
+    def value(self) -> float | None:
+        """What is reported; None where the estimator has no temperature."""
+        return self.written if self.learner is None else self.learner.temperature.item()
 
     def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
         self._write(trainer, module)
@@ -37,10 +47,13 @@ class Temperature(Callback):
     def _write(self, trainer: lightning.Trainer, module: VAE) -> None:
         if not hasattr(module.estimator, "temperature"):
             return
+        if is_parametrized(module.estimator, "temperature"):
+            self.learner = module.estimator
+            return
         value = self.schedule(trainer.global_step)
-        if value != self.value:
+        if value != self.written:
             module.estimator.temperature.fill_(value)
-            self.value = value
+            self.written = value
 
 
 class Recorder(Callback):

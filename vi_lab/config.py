@@ -65,6 +65,7 @@ FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
 COUNT = Rule(lambda v: _integer(v) and v >= 1, "a whole number of at least 1")
 COUNT_OR_ZERO = Rule(lambda v: _integer(v) and v >= 0, "a whole number of at least 0")
 SIZES = Rule(lambda v: isinstance(v, list) and all(COUNT.holds(i) for i in v), "a list of whole numbers above 0")
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 PART = Rule(
     lambda v: (_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
     "a fraction above 0 and at most 1.0, or a whole number of batches",
@@ -102,6 +103,7 @@ RULES: dict[str, Rule] = {
     "latent.dim": COUNT,
     "estimator.samples": COUNT,
     "estimator.backward_temperature": _optional(POSITIVE),
+    "estimator.learn_temperature": FLAG,
     "estimator.*temperature": POSITIVE,
     "estimator.gap": NOT_NEGATIVE,
     "estimator.inner_samples": COUNT,
@@ -112,6 +114,7 @@ RULES: dict[str, Rule] = {
     "estimator.baseline.hidden": COUNT,
     "estimator.top_k": COUNT,
     "estimator.chunk": COUNT,
+    "estimator.commitment": NOT_NEGATIVE,
     "network.*.hidden": SIZES,
     "network.*.channels": SIZES,
     "network.*.activation": ACTIVATION,
@@ -238,6 +241,11 @@ def _check_pair(values: dict) -> None:
             f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
             + " or ".join(f"latent={name}" for name in accepted)
         )
+    objective, schedule = (values.get(key, {}).get("_target_", "") for key in ("objective", "schedule"))
+    if objective.endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
+        raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
+    if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
+        raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
     if "max_states" in estimator:
         states = latent.get("classes", 2) ** latent["variables"]
         if states > estimator["max_states"]:

@@ -1,7 +1,8 @@
 """What the estimators need of a posterior q(z|x) beyond `torch.distributions`.
 
-q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoulli, 1)` with event (L,), or
-`Independent(Normal, 1)` with event (D,). Samples come first, batch second, event last: (S, B, *event).
+q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoulli, 1)` with event (L,),
+`Independent(Normal, 1)` with event (D,), or `NearestCode` with event (L, D). Samples come first, batch second, event
+last: (S, B, *event).
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, OneHotCategorical
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    register_kl,
+)
 from torch.distributions import kl_divergence as torch_kl_divergence
 from torch.nn import functional as F
 
@@ -174,6 +183,27 @@ def conditional_perturbed_logits(q: Distribution, logits: Tensor, z: Tensor, sam
     return sign * F.softplus(logistic_like(z, samples) - F.logsigmoid(-sign * logits))
 
 
+def log_relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -> Tensor:
+    """`relaxed_sample` where neither 0 nor 1 is ever reached, (samples, B, *event): log z, or logit z for Bernoulli."""
+    y = perturbed_logits(q, samples) / temperature
+    return y.log_softmax(-1) if isinstance(base(q), OneHotCategorical) else y
+
+
+def relaxed_log_prob(q: Distribution, temperature: Tensor, y: Tensor) -> Tensor:
+    """Log density of `log_relaxed_sample` at y: ExpConcrete, or binary Concrete in logit space. (S, B) in nats.
+
+    With scores s = logits - tau * y (Maddison et al. 2017): log (C-1)! + (C-1) log tau + sum_c s_c - C logsumexp(s)
+    per categorical variable, log tau + s - 2 log(1 + e^s) per binary one.
+    """
+    b = discrete(q, "a relaxation")
+    scores = b.logits - temperature * y
+    if isinstance(b, OneHotCategorical):
+        classes = scores.shape[-1]
+        density = scores.sum(-1) - classes * scores.logsumexp(-1)  # (S, B, L)
+        return (density + math.lgamma(classes) + (classes - 1) * temperature.log()).sum(-1)
+    return (temperature.log() + scores - 2 * F.softplus(scores)).sum(-1)
+
+
 def harden(q: Distribution, relaxed: Tensor) -> Tensor:
     """The vertex nearest to a relaxed sample: a true sample of `q`, since the noise is shared. No gradient."""
     return vertex(q, relaxed if isinstance(base(q), OneHotCategorical) else relaxed - 0.5)
@@ -242,3 +272,89 @@ def gaussian(q: Distribution, method: str) -> Normal:
     if not isinstance(b, Normal):
         raise TypeError(f"{method} needs a Gaussian posterior (Normal, under Independent), got {type(b).__name__}")
     return b
+
+
+def bernoulli(q: Distribution, method: str) -> Bernoulli:
+    """The base of a Bernoulli `q`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    b = base(q)
+    if not isinstance(b, Bernoulli):
+        raise TypeError(f"{method} needs a Bernoulli posterior (under Independent), got {type(b).__name__}")
+    return b
+
+
+def categorical(q: Distribution, method: str) -> OneHotCategorical:
+    """The base of a categorical `q`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    b = base(q)
+    if not isinstance(b, OneHotCategorical):
+        raise TypeError(f"{method} needs a OneHotCategorical posterior (under Independent), got {type(b).__name__}")
+    return b
+
+
+class NearestCode(Distribution):
+    """The posterior of vector quantisation: each variable is, with certainty, the code nearest to its encoding.
+
+    Args:
+        encoding: (B, L, D) the encoder's output.
+        codebook: (K, D), shared by the variables.
+    """
+
+    def __init__(self, encoding: Tensor, codebook: Tensor) -> None:
+        self.encoding, self.codebook = encoding, codebook
+        # (B, L) which code; distances stay in full precision, as near ties decide
+        self.index = torch.cdist(encoding.detach(), codebook.detach()).argmin(-1)
+        self.codes = codebook[self.index]  # (B, L, D), with gradient to the codebook and none to the encoding
+        super().__init__(encoding.shape[:1], encoding.shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.codes
+
+    @torch.no_grad()
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        return self.codes.expand(*sample_shape, *self.codes.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log of a probability, not of a density: 0 at the codes, -inf elsewhere."""
+        return torch.where((value == self.codes).flatten(-2).all(-1), 0.0, -torch.inf).to(self.codes.dtype)
+
+
+class UniformCodes(Distribution):
+    """`variables` independent draws from a codebook (K, D), each code as likely as the others: event (L, D)."""
+
+    def __init__(self, codebook: Tensor, variables: int) -> None:
+        self.codebook = codebook
+        super().__init__((), (variables, codebook.shape[-1]), validate_args=False)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        size = (*sample_shape, self.event_shape[0])
+        return self.codebook[torch.randint(len(self.codebook), size, device=self.codebook.device)]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log of a probability: -L log K wherever `value` holds codes, which is not checked."""
+        return value.new_full(value.shape[:-2], -self.event_shape[0] * math.log(len(self.codebook)))
+
+
+@register_kl(NearestCode, UniformCodes)
+def _kl_nearest_uniform(q: NearestCode, p: UniformCodes) -> Tensor:
+    """L log K: the posterior is certain, whatever it encodes."""
+    return q.codes.new_full(q.batch_shape, p.event_shape[0] * math.log(len(p.codebook)))
+
+
+def nearest_code(q: Distribution, method: str) -> NearestCode:
+    """`q` itself, if it is a `NearestCode`.
+
+    Raises:
+        TypeError: `q` is something else; `method` names who asked.
+    """
+    if not isinstance(q, NearestCode):
+        raise TypeError(f"{method} needs a NearestCode posterior (latent=vq), got {type(base(q)).__name__}")
+    return q

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
-from vi_lab.distributions import one_hot_categorical
+from vi_lab.distributions import NearestCode, UniformCodes, one_hot_categorical
 
 
 class Latent(nn.Module, ABC):
@@ -102,3 +102,26 @@ class Gaussian(Latent):
     def prior(self) -> Distribution:
         normal = distributions.Normal(self.prior_mean, torch.ones_like(self.prior_mean), validate_args=False)
         return Independent(normal, 1, validate_args=False)
+
+
+class VQ(Latent):
+    """`variables` vectors of size `dim`, each the nearest of `classes` learned codes; uniform prior. Event (L, D).
+
+    Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937): the posterior is certain, its KL the constant
+    L log K. Departures: the variables are a flat list, not a map of positions, and the prior stays uniform, where the
+    paper fits an autoregressive one to the codes afterwards.
+    """
+
+    def __init__(self, variables: int = 30, classes: int = 10, dim: int = 8) -> None:
+        super().__init__()
+        _positive(variables=variables, classes=classes, dim=dim)
+        self.event_shape = (variables, dim)
+        self.feature_size = variables * dim
+        self.codebook = nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1) / classes)
+
+    def posterior(self, features: Tensor) -> Distribution:
+        encoding = features.unflatten(-1, self.event_shape)  # (B, L*D) -> (B, L, D)
+        return NearestCode(encoding, self.codebook.to(features.dtype))
+
+    def prior(self) -> Distribution:
+        return UniformCodes(self.codebook, self.event_shape[0])

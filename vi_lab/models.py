@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vi_lab.estimators.base import Cost, GradientEstimator
-from vi_lab.latents import Bernoulli, Categorical, Gaussian, Latent
+from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
 from vi_lab.objectives import Terms
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
@@ -207,7 +207,23 @@ class GumbelSoftmaxVAE(DiscreteVAE):
 
 
 class StraightThroughVAE(DiscreteVAE):
-    """True samples going forward, a surrogate going backward (Bengio et al. 2013); the gap is zero by design."""
+    """True samples going forward, a surrogate going backward (Bengio et al. 2013); the gap is zero by design.
+
+    With vector quantisation the posterior is always certain. Logged in place of its perplexity: that of the codes over
+    batch and variables (how many are in use), and the squared distance between encoding and codes.
+    """
+
+    latents = (Categorical, Bernoulli, VQ)
+
+    def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        if not isinstance(self.latent, VQ):
+            return super().extra_metrics(q, terms)
+        codes = torch.arange(len(q.codebook), device=q.index.device)
+        usage = (q.index.unsqueeze(-1) == codes).float().mean((0, 1))  # (B, L, K) -> (K,)
+        return {
+            "code_perplexity": torch.special.entr(usage).sum().exp(),
+            "quantization_error": (q.encoding - q.codes).square().sum((-1, -2)).mean(),
+        }
 
 
 class ReinforceVAE(VAE):

@@ -13,6 +13,8 @@ from torch.distributions import Distribution
 
 from vi_lab.distributions import detach, kl_divergence, log_prob, sample
 from vi_lab.estimators.base import Cost, GradientEstimator
+from vi_lab.estimators.concrete import Concrete
+from vi_lab.estimators.surrogates import differentiable
 
 
 class Terms(NamedTuple):
@@ -92,3 +94,36 @@ class ELBO(nn.Module):
         reconstruction = cost.mean(0)
         loss = reconstruction + self.beta * kl
         return Terms(loss, reconstruction, kl, kl.new_zeros(()), cost, loss)
+
+
+class RelaxedELBO(ELBO):
+    """Negative (beta-)ELBO of the model whose latent variables are relaxed in the prior too (Maddison et al. 2017).
+
+    E_{q_tau}[ -log p(x|z) + beta * (log q_tau(z|x) - log p_tau0(z)) ], z Concrete: with beta = 1 a true bound, of the
+    relaxed model. `unrelaxed`, by which every estimator is evaluated, stays the bound of the discrete model.
+
+    The `kl` that it reports is the discrete KL too, so that it compares between estimators; the loss holds the relaxed
+    one, which is (loss - reconstruction) / beta.
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__("monte_carlo", beta)
+
+    def forward(
+        self,
+        q: Distribution,
+        p: Distribution,
+        nats: Cost,
+        estimator: GradientEstimator,
+        context: Tensor | None = None,
+    ) -> Terms:
+        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B)."""
+        if not isinstance(estimator, Concrete):
+            raise TypeError(f"the relaxed ELBO needs the Concrete estimator, got {type(estimator).__name__}")
+        reconstruction, log_ratio = estimator.terms(q, p, nats)
+        estimate = differentiable(reconstruction + self.beta * log_ratio)
+        with torch.no_grad():
+            kl = kl_divergence(q, p)
+        reconstruction = reconstruction.detach().mean(0)
+        at_samples = reconstruction + self.beta * kl
+        return Terms(estimate.loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)

@@ -214,7 +214,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE, str]:
         optimizer=instantiate(config.optimizer),
         seed=config.seed,
     )
-    model.estimator.materialize(latent.prior().expand((1,)), torch.zeros(1, *shape))
+    model.estimator.materialize(latent(torch.zeros(1, latent.feature_size)), torch.zeros(1, *shape))
     return datamodule, model, f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.utils import parametrize
 
 Cost = Callable[[Tensor], Tensor]
 """z of shape (S, B, *event) -> f(z) of shape (S, B), in nats. May hold parameters (the decoder's)."""
@@ -36,6 +37,8 @@ class GradientEstimator(nn.Module, ABC):
     """Whether the gradient's expectation is the exact gradient. The contract tests hold it to this."""
     relaxed: ClassVar[bool] = False
     """Whether the cost is evaluated at relaxed samples, so that its value is not the loss of the model."""
+    deterministic: ClassVar[bool] = False
+    """Whether it draws nothing, so that the seed makes no difference."""
     exact_for: ClassVar[str | None] = None
     """For a biased method, the costs for which it is unbiased all the same: "linear" or "quadratic" in z."""
 
@@ -74,12 +77,27 @@ class GradientEstimator(nn.Module, ABC):
         return f"samples={self.samples}"
 
 
-def add_temperature(module: nn.Module, temperature: float, name: str = "temperature") -> None:
-    """Give `module` a 0-d buffer that a schedule writes.
+class Exponential(nn.Module):
+    """Parametrises a positive number by its logarithm."""
+
+    def forward(self, log: Tensor) -> Tensor:
+        return log.exp()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value.log()
+
+
+def add_temperature(module: nn.Module, temperature: float, name: str = "temperature", learn: bool = False) -> None:
+    """Give `module` a 0-d buffer that a schedule writes; or, to `learn`, a parameter that the loss moves in its log.
 
     Raises:
         ValueError: the temperature is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"{name} must be positive, got {temperature}")
-    module.register_buffer(name, torch.tensor(float(temperature)))
+    value = torch.tensor(float(temperature))
+    if learn:
+        module.register_parameter(name, nn.Parameter(value))
+        parametrize.register_parametrization(module, name, Exponential())
+    else:
+        module.register_buffer(name, value)

@@ -22,6 +22,7 @@ class Exact(GradientEstimator):
     """
 
     unbiased = True
+    deterministic = True
 
     def __init__(self, max_states: int = 4096) -> None:
         super().__init__(samples=1)

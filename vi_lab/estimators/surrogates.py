@@ -38,6 +38,18 @@ def importance_weighted_bound(cost: Tensor) -> Tensor:
     return math.log(cost.shape[0]) - (-cost).logsumexp(0)
 
 
+def antithetic(cost: Tensor, score: Tensor) -> Estimate:
+    """mean over pairs of [ (f(z) + f(z')) / 2 + (f(z) - f(z')) * score ]: a difference of costs for an advantage.
+
+    Args:
+        cost: (S, B) f at the first members of the pairs, then at the second; both are samples of the true q.
+        score: (S/2, B) the weighted logits whose gradient the difference of each pair multiplies.
+    """
+    first, second = cost.detach().chunk(2)
+    surrogate = cost.mean(0) + ((first - second) * score).mean(0)
+    return Estimate(with_gradient_of(cost.mean(0), surrogate), cost.new_zeros(()), cost.detach())
+
+
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """`hard` going forward, `soft` going backward (Bengio et al. 2013)."""
     return with_gradient_of(hard, soft)
