@@ -48,7 +48,8 @@ def test_every_estimator_trains(tmp_path: Path, name: str) -> None:
     assert metrics["step"] == 24
     assert all(math.isfinite(value) for value in metrics.values())
     first, last = read_rows(tmp_path)
-    assert float(last["train/loss_unrelaxed"]) < float(first["train/loss_unrelaxed"]) < 550
+    assert float(last["train/loss_unrelaxed"]) < float(first["train/loss_unrelaxed"])
+    assert float(last["train/reconstruction"]) < 784 * math.log(2)  # what knowing nothing costs
     assert metrics["train/relaxation_gap"] == pytest.approx(metrics["train/loss_unrelaxed"] - metrics["train/loss"])
     assert metrics["test/loss"] == pytest.approx(metrics["test/reconstruction"] + metrics["test/kl"], rel=1e-5)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vi_lab.distributions import base, number_of_states
+from vi_lab.distributions import number_of_states
 from vi_lab.estimators import Exact, GradientEstimator, ImportanceWeighted, LocalExpectation, Pathwise
 from vi_lab.estimators.vimco import VIMCO
 from vi_lab.models import VAE
@@ -154,14 +154,18 @@ class Bench:
 
     def draws(self, estimator: GradientEstimator, objective: nn.Module, count: int) -> Iterator[Tensor]:
         """`count` draws in chunks that fit into memory."""
-        _, _, evaluations = self.draw(estimator, objective, 1)
+        first, _, evaluations = self.draw(estimator, objective, 1)
+        if estimator.deterministic:  # every draw is the same
+            yield first.expand(count, -1, -1)
+            return
         chunk = max(1, min(count, int(ROWS / (len(self.x) * max(evaluations, 1)))))
         while count > 0:
             yield self.draw(estimator, objective, min(chunk, count))[0]
             count -= chunk
 
     def warm_up(self, estimator: GradientEstimator, objective: nn.Module, steps: int) -> None:
-        """Let moving averages and learned control variates adapt to this model; the model stays as it is."""
+        """Let moving averages and learned control variates adapt to this model, which stays as it is; then hold them
+        still, so that draws are independent."""
         own = [p for p in estimator.parameters() if p.requires_grad]
         stateful = bool(own) or any(not name.endswith("temperature") for name, _ in estimator.named_buffers())
         optimizer = torch.optim.Adam(own, 1e-2) if own else None
@@ -171,6 +175,7 @@ class Bench:
                 optimizer.zero_grad()
                 control_loss.backward(inputs=own)
                 optimizer.step()
+        estimator.eval()
 
     def to_encoder(self, draws: Tensor) -> Tensor:
         """Carry gradients with respect to the encoder's output, (R, B, F), into its weights: (R, D)."""
@@ -240,6 +245,7 @@ class Bench:
         progress: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Measurement]:
         """Measure an estimator: {"logits": ..., "encoder": ...}."""
+        samples = BLOCKS if estimator.deterministic else samples
         groups = {"logits": Moments(reference.gradient, samples)}
         if encoder:
             groups["encoder"] = Moments(self.to_encoder(reference.gradient[None])[0], samples)
@@ -254,18 +260,11 @@ class Bench:
     def cost(self, estimator: GradientEstimator, objective: nn.Module, repeats: int = 15) -> tuple[float, float]:
         """Decoder evaluations per image, and milliseconds (the median) of one forward and backward pass over the
         batch: decoder, estimator and its control loss; not the encoder."""
-        seconds = []
+        seconds: list[float] = []
         evaluations = 0.0
-        for _ in range(repeats):
+        while len(seconds) < repeats and sum(seconds) < 2.0:  # exact enumeration may take seconds
             start = time.perf_counter()
             gradient, _, evaluations = self.draw(estimator, objective, 1)
             gradient.sum().item()  # waits for the device
             seconds.append(time.perf_counter() - start)
-        return evaluations, 1e3 * sorted(seconds)[repeats // 2]
-
-
-def kind(model: VAE) -> str:
-    """categorical, bernoulli or gaussian."""
-    return {"OneHotCategorical": "categorical", "Bernoulli": "bernoulli", "Normal": "gaussian"}[
-        type(base(model.latent.prior())).__name__
-    ]
+        return evaluations, 1e3 * sorted(seconds)[len(seconds) // 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.utils.parametrize import is_parametrized
 
+from vi_lab.audit import Bench
 from vi_lab.errors import ViLabError
 from vi_lab.models import VAE
 from vi_lab.schedules import Schedule
@@ -224,3 +226,35 @@ class ProgressDisplay(Callback):
 
 def _epochs(trainer: lightning.Trainer) -> int | str:
     return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+
+
+class GradientAudit(Callback):
+    """Measures the estimator's gradient at the current weights every so many steps; see `vi_lab.audit`.
+
+    Leaves training as it is: the noise of a step does not depend on what was drawn before, and moving averages are
+    measured on a copy.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int,
+        samples: int,
+        batch: int,
+        max_states: int,
+        reference_error: float,
+        reference_draws: int,
+    ) -> None:
+        self.every, self.samples, self.batch = every_n_steps, samples, batch
+        self.limits = {"max_states": max_states, "error": reference_error, "most": reference_draws}
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: tuple, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        bench = Bench(module, batch[0][: self.batch], module.objective.beta)
+        estimator = copy.deepcopy(module.estimator).eval()
+        reference = bench.reference(estimator.samples if estimator.multi_sample else 0, **self.limits)
+        measured = bench.measure(estimator, module.objective, reference, self.samples, encoder=False)["logits"]
+        values = {f"audit/{name}": value for name, value in measured._asdict().items() if math.isfinite(value)}
+        trainer.logger.log_metrics({**values, "audit/reference_error": reference.error}, trainer.global_step)

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
         "a list of estimators such as [gumbel_softmax,rloo], or null",
     ),
     "audit.samples": Rule(lambda v: _integer(v) and v >= 40, "a whole number of at least 40"),
+    "audit.every_n_steps": _optional(COUNT),
     "audit.batch": COUNT,
     "audit.warmup": COUNT_OR_ZERO,
     "audit.max_states": COUNT,

@@ -227,7 +227,7 @@ def build_trainer(config: DictConfig, folder: Path, console: Any, bar: bool) -> 
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from vi_lab.callbacks import ProgressDisplay, Recorder, Temperature
+    from vi_lab.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
 
     # Lightning's notices repeat what the first line of the run says already; its warnings stay.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -251,18 +251,16 @@ def build_trainer(config: DictConfig, folder: Path, console: Any, bar: bool) -> 
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
+    display = ProgressDisplay(console, recorder, bar and console.is_terminal)
+    audit = plain(config.audit)
+    watch = [GradientAudit(**audit)] if audit["every_n_steps"] else []
     arguments = {**plain(config.accelerator), **plain(config.trainer)}
     try:
         trainer = lightning.Trainer(
             **arguments,
             default_root_dir=folder,
             logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
-            callbacks=[
-                temperature,
-                recorder,
-                ProgressDisplay(console, recorder, bar and console.is_terminal),
-                checkpoint,
-            ],
+            callbacks=[temperature, recorder, display, *watch, checkpoint],
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
