@@ -95,7 +95,7 @@ def table(runs: list[Run]) -> Table:
     columns = {c: heading for c, heading in COLUMNS.items() if any(c in run.metrics for run in runs)}
     result = Table(title="nats per image, lower is better; mean ± standard error over seeds", title_justify="left")
     for heading in ("run", "latent", "seeds"):
-        result.add_column(heading, overflow="fold")
+        result.add_column(heading, overflow="fold", min_width=len(heading) if heading == "seeds" else 17)
     for heading in columns.values():
         result.add_column(heading, justify="right", no_wrap=True)
     for name, group in zip(labels(groups), groups, strict=True):
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="*", default=["outputs"], help="run folders or folders of them (outputs)")
     paths = parser.parse_args(argv).paths
     runs = find_runs(paths)
-    console = Console() if sys.stdout.isatty() else Console(width=120)  # a log should not fold the table
+    console = Console() if sys.stdout.isatty() else Console(width=140)  # a log should not fold the table
     finished = [run for run in runs if run.state == "completed" and run.metrics]
     for run in runs:
         if run not in finished:
