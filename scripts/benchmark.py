@@ -100,7 +100,7 @@ def lightning(config: OmegaConf, steps: int, folder: Path) -> Callable[[], float
 
     def block() -> float:
         datamodule, model, _ = build(config)
-        trainer, _ = build_trainer(config, folder, Console(quiet=True), bar=False)
+        trainer, _ = build_trainer(config, folder, Console(quiet=True))
         datamodule.load()
         started: list[float] = []
         trainer.callbacks[0].on_train_epoch_start = lambda *_: started.append(time.perf_counter())

@@ -60,7 +60,8 @@ def test_every_estimator_trains(tmp_path: Path, name: str) -> None:
      ["estimator=reinforce", "objective.kl=monte_carlo"], ["network=conv"],
      ["likelihood=gaussian", "likelihood.learn_scale=true", "data.binarization=none"],
      ["optimizer=sgd", "optimizer.lr=1e-3"],
-     ["data.validation=0", "data.test_every_epoch=true"], ["trainer.precision=bf16-mixed"], ["samples=3"],
+     ["data.validation=0", "data.test_every_epoch=true"], ["samples=3"],
+     ["trainer.precision=bf16-mixed"], ["trainer.precision=bf16-true"], ["trainer.precision=64-true"],
      ["schedule=cosine", "schedule.steps=20"]],
 )  # fmt: skip
 def test_combinations_train(tmp_path: Path, overrides: list[str]) -> None:

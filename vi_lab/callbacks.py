@@ -164,8 +164,9 @@ class ProgressDisplay(Callback):
     Values are read from the device at most four times a second, so a step costs no synchronisation.
     """
 
-    def __init__(self, console: Console, recorder: Recorder, bar: bool) -> None:
-        self.console, self.recorder, self.show_bar = console, recorder, bar
+    def __init__(self, console: Console, recorder: Recorder, bar: bool, label: str = "") -> None:
+        """label: begins each line, where several runs write to one terminal."""
+        self.console, self.recorder, self.show_bar, self.label = console, recorder, bar, label
         self.progress: Progress | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
@@ -199,8 +200,8 @@ class ProgressDisplay(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
         if self.enabled:
             row, seconds = self.recorder.rows[-1], self.recorder.timing[-1]["seconds"]
-            line = f"epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
-            self.console.print(line, highlight=False)
+            line = f"{self.label}epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
+            self.console.print(line, highlight=False, markup=False)
 
     def on_train_end(self, trainer: lightning.Trainer, module: VAE) -> None:
         self._stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import statistics
@@ -35,6 +36,8 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: dict[str, float]
     state: str
+    epoch_seconds: float
+    """Median wall time of an epoch, evaluation included; NaN where it is not known."""
 
     @property
     def settings(self) -> tuple:
@@ -66,7 +69,16 @@ def _read(folder: Path) -> Run:
             return {}
 
     config = yaml.safe_load((folder / "config_resolved.yaml").read_text(encoding="utf-8"))
-    return Run(folder, dict(leaves(config)), load("metrics.json"), load("status.json").get("state", "unknown"))
+    state = load("status.json").get("state", "unknown")
+    return Run(folder, dict(leaves(config)), load("metrics.json"), state, _epoch_seconds(folder / "timing.csv"))
+
+
+def _epoch_seconds(file: Path) -> float:
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            return statistics.median(float(row["seconds"]) for row in csv.DictReader(lines))
+    except (OSError, ValueError, KeyError):
+        return math.nan
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -98,11 +110,14 @@ def table(runs: list[Run]) -> Table:
         result.add_column(heading, overflow="fold", min_width=len(heading) if heading == "seeds" else 17)
     for heading in columns.values():
         result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("s/epoch", justify="right", no_wrap=True)
     for name, group in zip(labels(groups), groups, strict=True):
         cells = []
         for column in columns:
             values = [run.metrics[column] for run in group if run.metrics.get(column) is not None]
             cells.append(_cell(*mean_and_error(values)) if values else "")
+        seconds = statistics.median(run.epoch_seconds for run in group)
+        cells.append("" if math.isnan(seconds) else f"{seconds:.1f}")
         result.add_row(name, _latent(group[0].config), str(len(group)), *cells)
     return result
 

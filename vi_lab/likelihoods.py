@@ -30,7 +30,7 @@ class Bernoulli(Likelihood):
     """
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
-        nats = F.binary_cross_entropy_with_logits(output, x.expand_as(output), reduction="none")
+        nats = F.binary_cross_entropy_with_logits(output, x.to(output).expand_as(output), reduction="none")
         return nats.flatten(2).sum(-1)
 
     def mean(self, output: Tensor) -> Tensor:

@@ -100,9 +100,11 @@ class VAE(lightning.LightningModule):
         return self.latent(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (S, B, *event) -> decoder output (S, B, *shape), in one call for all samples."""
-        output = self.decoder(z.flatten(2).flatten(0, 1))  # (S*B, size) -> (S*B, *shape)
-        return output.unflatten(0, z.shape[:2])
+        """z (S, B, *event) -> decoder output (S, B, *shape), in one call for all samples. At least float32, so that
+        784 pixels sum to nats without rounding."""
+        flat = z.flatten(2).flatten(0, 1).to(next(self.decoder.parameters()).dtype)
+        output = self.decoder(flat)  # (S*B, size) -> (S*B, *shape)
+        return output.to(torch.promote_types(output.dtype, torch.float32)).unflatten(0, z.shape[:2])
 
     def nats(self, x: Tensor) -> Cost:
         """The reconstruction cost of x: z (S, B, *event) -> -log p(x|z), (S, B)."""

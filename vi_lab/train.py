@@ -99,7 +99,7 @@ def task(config: DictConfig) -> float:
     try:
         if main_process:
             status.write("running")
-        result = run(config, folder, command=command, workers=workers, bar=not parallel)
+        result = run(config, folder, command=command, workers=workers, label=f"{folder.name}: " if parallel else "")
         if main_process:
             status.write("completed")
         return result
@@ -113,14 +113,14 @@ def task(config: DictConfig) -> float:
         raise Abort(error) from None
 
 
-def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, bar: bool = True) -> float:
+def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, label: str = "") -> float:
     """Train one model into `folder`. Returns the validation loss, or the test loss where nothing is held out.
 
     Args:
         config: a composed and checked train config.
         command: recorded in the snapshot.
         workers: how many such jobs run at once on this machine (negative: one per core), to share out the cores.
-        bar: a progress bar, where there is a terminal for it.
+        label: begins each line, where several runs write to one terminal; then there is no progress bar.
     """
     started = time.perf_counter()
     device_name, threads = prepare_process(config, workers)
@@ -134,12 +134,13 @@ def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, b
     data = {"source": config.data.source, "sha256": datamodule.checksum()}
     write_json(folder / "environment.json", environment(command, device_name, data))
     console.print(
-        f"[bold]{config.name}[/] seed {config.seed}: {model.latent} on {config.data.source} "
+        f"{label}{config.name} seed {config.seed}: {model.latent} on {config.data.source} "
         f"({len(images.train_images) - config.data.validation} images, {config.data.binarization} binarisation), "
         f"{optimizer_text}, {device_name}, {threads} threads",
         highlight=False,
+        markup=False,
     )
-    trainer, recorder = build_trainer(config, folder, console, bar)
+    trainer, recorder = build_trainer(config, folder, console, label)
     trainer.fit(model, datamodule)
     if trainer.interrupted:
         raise KeyboardInterrupt("interrupted during training")
@@ -218,7 +219,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE, str]:
     return datamodule, model, f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
 
 
-def build_trainer(config: DictConfig, folder: Path, console: Any, bar: bool) -> tuple[lightning.Trainer, Any]:
+def build_trainer(config: DictConfig, folder: Path, console: Any, label: str = "") -> tuple[lightning.Trainer, Any]:
     """The Lightning trainer, with the callbacks that make a run folder."""
     import logging
     import warnings
@@ -251,7 +252,7 @@ def build_trainer(config: DictConfig, folder: Path, console: Any, bar: bool) -> 
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    display = ProgressDisplay(console, recorder, bar and console.is_terminal)
+    display = ProgressDisplay(console, recorder, console.is_terminal and not label, label)
     audit = plain(config.audit)
     watch = [GradientAudit(**audit)] if audit["every_n_steps"] else []
     arguments = {**plain(config.accelerator), **plain(config.trainer)}
@@ -308,5 +309,5 @@ def _report(console: Any, folder: Path, final: dict[str, float], seconds: float)
         values = [final.get(f"{split}/{name}") for split in splits]
         table.add_row(name, *("" if v is None else f"{v:.4g}" if abs(v) < 10 else f"{v:.2f}" for v in values))
     console.print(table)
-    console.print(f"{seconds:.0f} s in all. Run folder: {folder}", highlight=False)
-    console.print(f"Curves: tensorboard --logdir {shlex.quote(str(folder))}", highlight=False)
+    console.print(f"{seconds:.0f} s in all. Run folder: {folder}", highlight=False, markup=False)
+    console.print(f"Curves: tensorboard --logdir {shlex.quote(str(folder))}", highlight=False, markup=False)
