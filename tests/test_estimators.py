@@ -26,6 +26,7 @@ from vi_lab.estimators import (
 from vi_lab.estimators.base import GradientEstimator
 from vi_lab.estimators.baselines import LeaveOneOut, MovingAverage
 from vi_lab.estimators.surrogates import importance_weighted_bound
+from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian
 from vi_lab.train import build_estimator
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
@@ -145,28 +146,59 @@ def test_biased_estimators_are_exact_where_theory_says(name: str, kind: str) -> 
     assert max(off) < THRESHOLD
 
 
+EXTREMES = {
+    "categorical": [torch.tensor([[[1e4, -1e4, 0.0]]]), torch.zeros(1, 2, 1)],  # certain; one class only
+    "bernoulli": [torch.tensor([[1e4, -1e4, 0.0]])],
+    "vq": [torch.tensor([[[1e4, -1e4], [0.0, 0.0]]])],
+    "gaussian": [torch.tensor([[[1e4, -1e4], [-50.0, 10.0]]])],
+}
+
+
+@pytest.mark.parametrize("temperature", [None, 1e-3])
 @pairs
-def test_one_class_and_extreme_logits(name: str, kind: str) -> None:
-    """Certain posteriors give finite gradients."""
-    if kind == "gaussian":
-        return
-    torch.manual_seed(0)
-    for phi in (
-        (torch.tensor([[[1e4, -1e4, 0.0]]]), torch.zeros(1, 2, 1))
-        if kind == "categorical"
-        else (torch.tensor([[1e4, -1e4, 0.0]]),)
-        if kind == "bernoulli"
-        else (torch.tensor([[[1e4, -1e4], [0.0, 0.0]]]),)
-    ):
+def test_extreme_logits_and_temperatures(name: str, kind: str, temperature: float | None) -> None:
+    """Finite values and gradients in float32."""
+    for phi in EXTREMES[kind]:
+        torch.manual_seed(0)
+        estimator = make(name).float()
+        if temperature is not None:
+            if not hasattr(estimator, "temperature"):
+                return
+            estimator.temperature.fill_(temperature)
         phi = phi.expand(8, *phi.shape[1:]).clone().requires_grad_()
-        estimate = make(name).float()(
-            posterior(kind, phi),
-            lambda z: z.flatten(2).square().sum(-1) + z.flatten(2)[..., 0],
-            phi.flatten(1),
-        )
+        cost = (lambda z: z.flatten(2).sum(-1).sin()) if kind == "gaussian" else quadratic
+        estimate = estimator(posterior(kind, phi), cost, phi.flatten(1).detach())
         (gradient,) = torch.autograd.grad(estimate.loss.sum(), phi)
         assert estimate.loss.isfinite().all()
         assert gradient.isfinite().all()
+
+
+def quadratic(z: torch.Tensor) -> torch.Tensor:
+    return z.flatten(2).square().sum(-1) + z.flatten(2)[..., 0]
+
+
+LATENTS = {"categorical": Categorical(4, 3), "bernoulli": Bernoulli(5), "gaussian": Gaussian(3), "vq": VQ(4, 3, 2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pairs
+def test_reduced_precision(name: str, kind: str, dtype: torch.dtype) -> None:
+    """Under autocast the logits stay float32, and values and gradients are finite."""
+    torch.manual_seed(0)
+    latent = LATENTS[kind]
+    encoder, decoder = torch.nn.Linear(6, latent.feature_size), torch.nn.Linear(latent.size, 7)
+    x = torch.randn(5, 6)
+    with torch.autocast("cpu", dtype):
+        q = latent(encoder(x))
+        estimator = make(name).float()
+        estimate = estimator(q, lambda z: decoder(z.flatten(2)).float().square().sum(-1), x)
+        loss = estimate.loss.mean() + estimate.control_loss
+    loss.backward()
+    assert distributions.sample(q, 1).dtype == torch.float32
+    assert estimate.loss.isfinite().all()
+    for weights in (encoder.weight, decoder.weight):
+        assert weights.grad.isfinite().all()
+        assert weights.grad.any()
 
 
 # --- single methods ------------------------------------------------------------------------------------------------

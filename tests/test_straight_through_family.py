@@ -342,3 +342,17 @@ def test_errors_say_what_was_wanted() -> None:
     for estimator in (GappedStraightThrough(), GumbelRao(), ReinMax(), ReinMaxRao(), ReinMaxCV()):
         with pytest.raises(TypeError, match="discrete posterior"):
             estimator(gaussian, lambda z: z.sum(-1))
+
+
+def test_straight_through_gumbel_softmax_has_the_mean_of_pyros() -> None:
+    """Pyro draws its noise otherwise, so the two gradients are held against each other in mean."""
+    pyro = pytest.importorskip("pyro.distributions", reason="pyro-ppl is not installed")
+    torch.manual_seed(0)
+    toy = problem("categorical", "nonlinear")
+    ours = toy.draws(StraightThroughGumbelSoftmax(temperature=0.7).double())[1]
+    phi = toy.phi.expand(ROWS, *toy.phi.shape).clone().requires_grad_()
+    temperature = torch.tensor(0.7, dtype=torch.float64)
+    z = pyro.RelaxedOneHotCategoricalStraightThrough(temperature, logits=phi).rsample()
+    (theirs,) = torch.autograd.grad(toy.f(z.flatten(1)[None], toy.theta.expand(ROWS, -1)).sum(), phi)
+    standard = ((ours.var(0) + theirs.var(0)) / ROWS).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() / standard).max() < THRESHOLD
