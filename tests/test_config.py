@@ -167,7 +167,9 @@ KEYS = st.sampled_from(
 )  # fmt: skip
 WORDS = ["null", "true", "abc", "[]", "[1,2]", "{a: 1}", "${temperature}", "${", "", "'a b'"]
 WORDS += ["rloo", "30x10", "gaussian", "bernoulli", "exponential", "digits"]
-VALUES = st.one_of(st.integers(-5, 50).map(str), st.floats().map(str), st.sampled_from(WORDS))
+# a run in this process may have switched subnormal numbers off
+FLOATS = st.floats(allow_subnormal=False)
+VALUES = st.one_of(st.integers(-5, 50).map(str), FLOATS.map(str), st.sampled_from(WORDS))
 
 
 @settings(max_examples=40, deadline=None)
