@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vi_lab import audit, cli
 from vi_lab.audit import Bench, Moments
-from vi_lab.config import check_overrides
+from vi_lab.config import CONFIG_DIR, check_overrides, check_targets
 from vi_lab.distributions import number_of_states
 from vi_lab.estimators import RLOO, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
 from vi_lab.objectives import ELBO
@@ -163,6 +163,32 @@ def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cli.main(["audit", "run=nowhere"]) == 2
     Path("trained/checkpoints/last.ckpt").write_bytes(b"no checkpoint")
     assert cli.main(["audit", "run=trained", *options]) == 1
+
+
+HOSTILE = ["os.system", "vi_lab.snapshot.subprocess.run", "builtins.exec", "torch.hub.load", "vi_lab.train.hydra.main"]
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+@pytest.mark.parametrize("key", ["latent", "estimator", "hidden"])
+def test_a_strangers_run_folder_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, target: str, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = check_overrides("train", [*SMALL, "latent=2x10"], False)[0]
+    if key == "hidden":
+        values["network"]["encoder"]["hidden"] = [{"_target_": target, "command": "touch planted"}]
+    else:
+        values[key]["_target_"] = target
+    Path("theirs").mkdir()
+    Path("theirs/config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert cli.main(["audit", "run=theirs", "hydra.run.dir=lab"]) == 2
+    assert "not a part of vi_lab" in capsys.readouterr().err
+    assert not Path("planted").exists()
+
+
+def test_every_shipped_target_is_trusted() -> None:
+    for name in sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml")):
+        check_targets(check_overrides("train", [f"estimator={name}"], False)[0], name)
 
 
 def test_interrupted_it_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

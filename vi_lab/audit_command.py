@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from vi_lab.config import CONFIG_DIR, compose_job, plain, resolved
+from vi_lab.config import CONFIG_DIR, check_targets, compose_job, plain, resolved
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.snapshot import Status, environment, write_csv, write_json, write_text
 from vi_lab.train import Abort, build, build_estimator, instantiate, launch, prepare_process
@@ -55,6 +55,9 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
         stored = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"run={config.run}: no run folder ({one_line(error)})") from error
+    if not isinstance(stored, DictConfig) or not {"model", "latent", "estimator", "data"} <= set(stored):
+        raise UserError(f"run={config.run}: its config_resolved.yaml is not that of a training run")
+    check_targets(plain(stored), str(file))  # the folder may be somebody else's
     allowed = ("audit", "run", "data.root", "data.download", "threads", "accelerator", "seed", "name", "debug", "hydra")
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group

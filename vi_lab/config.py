@@ -256,6 +256,28 @@ def _check_pair(values: dict) -> None:
             )
 
 
+TRUSTED = re.compile(
+    r"vi_lab\.(estimators\.\w+|latents|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
+    r"|torch\.optim\.[A-Z]\w*"
+)
+"""What the config of somebody else's run folder may name in `_target_`. Attributes of modules that our modules import,
+such as vi_lab.snapshot.subprocess.run, do not match."""
+
+
+def check_targets(values: Any, where: str) -> None:
+    """Refuse a config that would make us call anything but the parts of a model.
+
+    Raises:
+        UserError: it names another `_target_`.
+    """
+    for path, value in leaves(values):
+        if isinstance(value, list):
+            for index, inner in enumerate(value):
+                check_targets(inner, f"{where}: {path}[{index}]")
+        if path.rpartition(".")[2] == "_target_" and not TRUSTED.fullmatch(str(value)):
+            raise UserError(f"{where}: {path}={value}: not a part of vi_lab, so it is not run")
+
+
 # --- composing ---------------------------------------------------------------------------------------------------
 
 

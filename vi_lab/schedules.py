@@ -65,15 +65,8 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Linear):
     """tau(t) = end + (start - end) * (1 + cos(pi * min(t / steps, 1))) / 2"""
-
-    start: float = 1.0
-    end: float = 0.5
-    steps: int = 5000
-
-    def __post_init__(self) -> None:
-        _positive(self, "start", "end", "steps")
 
     def __call__(self, step: int) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
