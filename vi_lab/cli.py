@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"vi-lab {command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"vi-lab {command}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vi-lab train --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

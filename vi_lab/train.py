@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -141,9 +142,13 @@ def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, l
         markup=False,
     )
     trainer, recorder = build_trainer(config, folder, console, label)
-    trainer.fit(model, datamodule)
-    if trainer.interrupted:
-        raise KeyboardInterrupt("interrupted during training")
+    interrupt_handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(model, datamodule)
+    except SystemExit:
+        # what Lightning makes of Ctrl-C, after it has told the process to ignore the next one
+        signal.signal(signal.SIGINT, interrupt_handler)
+        raise KeyboardInterrupt(f"interrupted at epoch {trainer.current_epoch + 1}") from None
     trainer.test(model, datamodule, verbose=False)
     final = recorder.final
     if trainer.is_global_zero:
