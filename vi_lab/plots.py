@@ -90,7 +90,8 @@ def history(path: Path, rows: list[dict]) -> Path:
 def draw_audit(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Path]:
     """The figures of `vi-lab audit`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    logits = [row for row in rows if row["group"] == "logits" and row["target"] == "ELBO"]
+    # the noiseless exact sum would stretch the axes over ten decades
+    logits = [row for row in rows if row["group"] == "logits" and row["target"] == "ELBO" and row["variance"] > 0]
     files = [simplex(folder / "simplex.png")]
     if logits:
         files += [bias_variance(folder / "bias_variance.png", logits), error_cost(folder / "error_cost.png", logits)]
@@ -101,7 +102,7 @@ def draw_audit(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Path]:
 
 def _styles(names: list[str]) -> dict[str, dict]:
     """A colour and a marker for each name: told apart without colour too."""
-    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B5A2B", "#7F7F7F"]
     markers = "os^vDPX<>ph*"
     return {
         name: {"color": palette[i % len(palette)], "marker": markers[i % len(markers)]} for i, name in enumerate(names)
@@ -165,7 +166,7 @@ def temperature_sweep(path: Path, sweep: list[dict]) -> Path:
     for name in names:
         rows = sorted((row for row in sweep if row["estimator"] == name), key=lambda row: row["temperature"])
         temperatures = [row["temperature"] for row in rows]
-        left.plot(temperatures, [row["relative_bias"] for row in rows], label=name, **styles[name])
+        left.plot(temperatures, [max(row["relative_bias"], 0.01) for row in rows], label=name, **styles[name])
         right.plot(temperatures, [max(row["variance"], 1e-12) for row in rows], label=name, **styles[name])
     for axes, label in ((left, "relative bias"), (right, "variance of the gradient (trace)")):
         axes.set_xscale("log")
@@ -175,6 +176,8 @@ def temperature_sweep(path: Path, sweep: list[dict]) -> Path:
         axes.minorticks_off()
         axes.set_xlabel("temperature")
         axes.set_ylabel(label)
+    left.set_ylabel("relative bias (below 0.01: drawn at 0.01)")
+    left.set_yscale("log")
     right.set_yscale("log")
     left.grid(alpha=0.3)
     return _with_side_legend(figure, right, path)
@@ -194,8 +197,9 @@ def simplex(path: Path, temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) 
             points = relaxed_sample(q, temperature, 1500)[:, 0, 0] @ corners
         axes.fill(*corners.T.numpy(), facecolor="none", edgecolor=COLOURS["grey"], linewidth=1)
         axes.scatter(*points.T.numpy(), s=3, color=COLOURS["blue"], alpha=0.35, linewidths=0)
-        for corner, name, side in zip(corners, ("p = 0.5", "0.3", "0.2"), ("top", "top", "bottom"), strict=True):
-            axes.annotate(name, corner.tolist(), ha="center", va=side, fontsize=8)
+        for corner, name, below in zip(corners, ("p = 0.5", "p = 0.3", "p = 0.2"), (1, 1, 0), strict=True):
+            offset = (0, -12 if below else 5)
+            axes.annotate(name, corner.tolist(), offset, textcoords="offset points", ha="center", fontsize=8)
         axes.set_title(f"temperature {temperature:g}", fontsize=10)
         axes.set_aspect("equal")
         axes.margins(0.12)
