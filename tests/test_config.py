@@ -151,6 +151,8 @@ def test_sweeps_split_as_hydra_splits_them() -> None:
     jobs = split_sweep(["estimator=rloo,exact", "seed=range(0,3)", "network.encoder.hidden=[1,2]"])
     assert len(jobs) == 6
     assert jobs[0] == ["estimator=rloo", "seed=0", "network.encoder.hidden=[1,2]"]
+    shipped = list((CONFIG_DIR / "estimator").glob("*.yaml"))
+    assert len(split_sweep(["estimator=glob(*)"])) == len(shipped)
 
 
 def test_rules_agree_with_the_code() -> None:

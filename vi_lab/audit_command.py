@@ -155,7 +155,11 @@ def run(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
                 task = progress.add_task(f"reference{f' of the {multi}-sample bound' if multi else ''}", total=None)
                 seed_noise(device, config.seed, NOISE, 0)
                 references[multi] = bench.reference(
-                    multi, settings.max_states, settings.reference_error, settings.reference_draws
+                    multi,
+                    settings.max_states,
+                    settings.reference_error,
+                    settings.reference_draws,
+                    lambda error: progress.update(task, description=f"reference, relative error {error:.3f}"),
                 )
                 progress.remove_task(task)
             seed_noise(device, config.seed, NOISE, 1)  # the same noise for all

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,11 +318,16 @@ def _known_keys(path: str) -> str:
     return f"{_nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""
 
 
+def _initialized() -> AbstractContextManager:
+    """Hydra's global state, fresh, with the shipped configs."""
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(CONFIG_DIR), version_base="1.3")
+
+
 def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
     search = [f"hydra.searchpath=[{_quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+    with _initialized():
         config = compose(name, [*overrides, *search], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
@@ -339,8 +345,10 @@ def resolved(config: DictConfig) -> dict:
 
 def split_sweep(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep as Hydra's basic sweeper makes them."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    with _initialized():  # glob(*) looks into the groups
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
 def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir: str | None = None) -> list[dict]:
