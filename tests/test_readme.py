@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from vi_lab.config import CONFIG_DIR, check_overrides, read_arguments
 README = Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 COMMANDS = [
-    line.split("#")[0].removeprefix("vi-lab train").split()
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    shlex.split(line.split("#")[0].removeprefix("vi-lab train"))
+    for block in re.findall(r"```sh\n(.*?)```", TEXT.replace("\\\n", " "), re.DOTALL)
     for line in block.splitlines()
     if line.startswith("vi-lab train")
 ]

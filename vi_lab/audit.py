@@ -41,7 +41,8 @@ class Measurement(NamedTuple):
     """One estimator on one parameter group."""
 
     relative_bias: float
-    """|E g - exact| / |exact|, its noise taken off; 95 % interval from a jackknife over blocks of draws."""
+    """|E g - exact| / |exact|, the noise of draws and reference taken off; 95 % interval from a jackknife over blocks
+    of draws, widened by two standard errors of the reference."""
     relative_bias_low: float
     relative_bias_high: float
     variance: float
@@ -77,7 +78,8 @@ class Moments:
         self.cosines.append((draws @ self.exact) / norms.clamp_min(torch.finfo(draws.dtype).tiny))
         self.seen += len(draws)
 
-    def measure(self) -> Measurement:
+    def measure(self, reference_error: float = 0.0) -> Measurement:
+        """reference_error: relative standard error of what stands for the exact gradient."""
         error = self.sums / self.counts[:, None].to(self.sums) - self.exact  # (K, D) mean error of each block
         gram = (error @ error.T).double()
         squared_bias, standard = _jackknife(gram)
@@ -91,9 +93,9 @@ class Moments:
             return math.sqrt(max(square, 0.0)) / norm
 
         return Measurement(
-            relative(squared_bias),
-            relative(squared_bias - T_QUANTILE * standard),
-            relative(squared_bias + T_QUANTILE * standard),
+            math.sqrt(max(relative(squared_bias) ** 2 - reference_error**2, 0.0)),
+            max(relative(squared_bias - T_QUANTILE * standard) - 2 * reference_error, 0.0),
+            relative(squared_bias + T_QUANTILE * standard) + 2 * reference_error,
             variance,
             mean / math.sqrt(variance) if variance > 0 else math.inf,
             torch.cat(self.cosines).double().mean().item(),
@@ -255,7 +257,7 @@ class Bench:
                 if encoder:
                     groups["encoder"].add(self.to_encoder(draws))
                 progress(len(draws))
-        return {name: moments.measure() for name, moments in groups.items()}
+        return {name: moments.measure(reference.error) for name, moments in groups.items()}
 
     def cost(self, estimator: GradientEstimator, objective: nn.Module, repeats: int = 15) -> tuple[float, float]:
         """Decoder evaluations per image, and milliseconds (the median) of one forward and backward pass over the
