@@ -190,6 +190,14 @@ def test_a_diverging_loss_is_an_error_that_says_where(tmp_path: Path) -> None:
         train(tmp_path, "optimizer=sgd", "optimizer.lr=1e30")
 
 
+def test_an_output_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/file/run"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "file/run" in err
+
+
 def test_ctrl_c_ends_in_one_line_and_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vi_lab", "train", *SMALL, "trainer.max_epochs=100000", "hydra.run.dir=run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

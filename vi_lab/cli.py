@@ -55,12 +55,17 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt as error:
-        print(f"vi-lab {command}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `vi-lab train --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder that cannot be written, a file that is none
+        if _debug(rest):
+            traceback.print_exc()
+        print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"vi-lab {command}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 130
 
 
 def _debug(arguments: list[str]) -> bool:
