@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,16 @@ def test_the_command_writes_tables_and_figures(
         assert Path(f"lab/figures/{name}.png").stat().st_size > 5000
     assert Path("lab/audit.csv").read_text().count("\n") == 11
     assert "relative bias" in capsys.readouterr().out
+
+
+def test_the_command_on_a_terminal(tmp_path: Path) -> None:
+    """With its progress bars, which a pipe does not show."""
+    command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]
+    inside = f"import os, pty, sys; os.chdir({str(tmp_path)!r}); sys.exit(pty.spawn({command!r}) >> 8)"
+    done = subprocess.run([sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert json.loads((tmp_path / "lab" / "status.json").read_text())["state"] == "completed"
+    assert b"Traceback" not in done.stdout
 
 
 def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

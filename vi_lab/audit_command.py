@@ -116,7 +116,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
 
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from vi_lab.audit import Bench
     from vi_lab.seeding import NOISE, PIXELS, seed_noise
@@ -142,7 +142,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
     sweep: list[dict[str, Any]] = []
     references: dict[int, Any] = {}
     interrupted = False
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def measure(name: str, values: dict, temperature: float | None = None) -> None:

@@ -73,6 +73,8 @@ PART = Rule(
 )
 ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
 
+PRECISIONS = ("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+
 RULES: dict[str, Rule] = {
     "run": Rule(lambda v: v is None or isinstance(v, str), "a run folder"),
     "audit.estimators": Rule(
@@ -136,18 +138,7 @@ RULES: dict[str, Rule] = {
     "trainer.max_epochs": COUNT,
     "trainer.max_steps": Rule(lambda v: _integer(v) and (v >= 1 or v == -1), "a whole number above 0, or -1"),
     "trainer.precision": Rule(
-        lambda v: (
-            str(v)
-            in (
-                "16",
-                "32",
-                "64",
-                "bf16",
-                *(f"{b}-{k}" for b in ("16", "bf16") for k in ("mixed", "true")),
-                "32-true",
-                "64-true",
-            )
-        ),
+        lambda v: str(v) in PRECISIONS,
         "one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
     ),
     "trainer.gradient_clip_val": _optional(POSITIVE),
