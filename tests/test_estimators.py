@@ -241,7 +241,7 @@ def test_gumbel_softmax_matches_torch() -> None:
     torch.manual_seed(0)
     relaxed = distributions.relaxed_sample(q, 0.7, 1)
     torch.testing.assert_close(relaxed, expected)
-    assert torch.equal(distributions.harden(q, relaxed), distributions.one_hot_argmax(expected))
+    assert torch.equal(distributions.vertex(q, relaxed), distributions.one_hot_argmax(expected))
 
 
 def test_straight_through_is_the_notes_formula() -> None:

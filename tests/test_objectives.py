@@ -38,7 +38,7 @@ def test_samples_have_the_right_frequencies(kind: str) -> None:
     z = distributions.sample(q, ROWS)
     assert worst(z[:, 0], q.mean[0]) < THRESHOLD
     torch.manual_seed(0)
-    hard = distributions.harden(q, distributions.relaxed_sample(q, 0.5, ROWS))
+    hard = distributions.vertex(q, distributions.perturbed_logits(q, ROWS))
     assert worst(hard[:, 0], q.mean[0]) < THRESHOLD
 
 

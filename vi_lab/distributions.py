@@ -204,11 +204,6 @@ def relaxed_log_prob(q: Distribution, temperature: Tensor, y: Tensor) -> Tensor:
     return (temperature.log() + scores - 2 * F.softplus(scores)).sum(-1)
 
 
-def harden(q: Distribution, relaxed: Tensor) -> Tensor:
-    """The vertex nearest to a relaxed sample: a true sample of `q`, since the noise is shared. No gradient."""
-    return vertex(q, relaxed if isinstance(base(q), OneHotCategorical) else relaxed - 0.5)
-
-
 def log_prob(q: Distribution, z: Tensor) -> Tensor:
     """log q(z) in nats, (S, B), for z of (S, B, *event).
 
