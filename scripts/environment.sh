@@ -22,7 +22,7 @@ missing() {
     (cd / && "$PY" - "$ROOT" <<'PYTHON'
 import sys
 from importlib import metadata, util
-names = "torch torchvision lightning hydra omegaconf tensorboard rich sklearn matplotlib pytest xdist hypothesis hatchling"
+names = "torch torchvision lightning hydra omegaconf tensorboard rich sklearn matplotlib scipy pandas jinja2 filelock pytest xdist hypothesis hatchling"
 lacking = [name for name in names.split() if util.find_spec(name) is None]
 try:
     metadata.distribution("ruff")

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from vi_lab.config import CONFIG_DIR, check_targets, compose_job, plain, resolved
+from vi_lab.config import CONFIG_DIR, compose_job, plain, resolved
 from vi_lab.errors import UserError, ViLabError, one_line
+from vi_lab.runs import Run, load_run, load_weights
 from vi_lab.snapshot import Status, environment, write_csv, write_json, write_text
 from vi_lab.train import Abort, build, build_estimator, instantiate, launch, prepare_process
 
 if TYPE_CHECKING:
-    from vi_lab.models import VAE
+    pass
 
 
 def main(argv: list[str]) -> int:
@@ -50,14 +50,8 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: the folder is none, or an override would make it another model.
     """
-    file = Path(config.run) / "config_resolved.yaml"
-    try:
-        stored = OmegaConf.create(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"run={config.run}: no run folder ({one_line(error)})") from error
-    if not isinstance(stored, DictConfig) or not {"model", "latent", "estimator", "data"} <= set(stored):
-        raise UserError(f"run={config.run}: its config_resolved.yaml is not that of a training run")
-    check_targets(plain(stored), str(file))  # the folder may be somebody else's
+    stored = load_run(config.run).config
+    stored.data.download = False  # nothing is fetched on the word of somebody else's folder
     allowed = ("audit", "run", "data.root", "data.download", "threads", "accelerator", "seed", "name", "debug", "hydra")
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
@@ -68,22 +62,6 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     stored.accelerator = config.accelerator
     stored.audit, stored.run = config.audit, config.run
     return stored
-
-
-def load_weights(model: VAE, folder: Path) -> None:
-    """The last checkpoint's weights.
-
-    Raises:
-        ViLabError: there is none, or it is not of this model.
-    """
-    import torch
-
-    file = folder / "checkpoints" / "last.ckpt"
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:
-        raise ViLabError(f"{file}: cannot be loaded ({type(error).__name__}: {one_line(error)[:200]})") from error
 
 
 def candidates(config: DictConfig) -> dict[str, dict]:
@@ -125,7 +103,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
     settings = config.audit
     datamodule, model, _ = build(config)
     if config.run is not None:
-        load_weights(model, Path(config.run))
+        load_weights(model, Run(config.run).checkpoint())
     datamodule.setup()
     device = torch.device(device_name)
     model.to(device)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 import statistics
 import sys
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from vi_lab.config import leaves
 from vi_lab.errors import UserError
+from vi_lab.runs import NOT_SETTINGS, Run, find_runs
 
 COLUMNS = {
     "train/loss": "train",
@@ -25,60 +21,6 @@ COLUMNS = {
     "val/loss": "val",
     "test/loss": "test",
 }
-# what differs between runs without making them different experiments
-_NOT_SETTINGS = ("seed", "data.seed", "data.root", "data.download", "name", "threads", "figures", "debug")
-
-
-class Run(NamedTuple):
-    """A run folder as read."""
-
-    folder: Path
-    config: dict[str, Any]
-    metrics: dict[str, float]
-    state: str
-    epoch_seconds: float
-    """Median wall time of an epoch, evaluation included; NaN where it is not known."""
-
-    @property
-    def settings(self) -> tuple:
-        """All that makes runs differ, besides the seed."""
-        return tuple(sorted((k, str(v)) for k, v in self.config.items() if k not in _NOT_SETTINGS))
-
-
-def find_runs(paths: list[str]) -> list[Run]:
-    """Every run folder at or below `paths`.
-
-    Raises:
-        UserError: a path does not exist, or no run is found.
-    """
-    folders: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path}: no such folder; give run folders, sweep folders, or outputs/")
-        folders += sorted(file.parent for file in path.rglob("config_resolved.yaml"))
-    if not folders:
-        raise UserError(f"no runs below {', '.join(paths)}; a run folder holds config_resolved.yaml")
-    return [_read(folder) for folder in dict.fromkeys(folders)]
-
-
-def _read(folder: Path) -> Run:
-    def load(name: str) -> dict:
-        try:
-            return json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    config = yaml.safe_load((folder / "config_resolved.yaml").read_text(encoding="utf-8"))
-    state = load("status.json").get("state", "unknown")
-    return Run(folder, dict(leaves(config)), load("metrics.json"), state, _epoch_seconds(folder / "timing.csv"))
-
-
-def _epoch_seconds(file: Path) -> float:
-    try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            return statistics.median(float(row["seconds"]) for row in csv.DictReader(lines))
-    except (OSError, ValueError, KeyError):
-        return math.nan
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -91,9 +33,9 @@ def labels(groups: list[list[Run]]) -> list[str]:
     """A name for each group: the estimator, and those settings in which groups of that estimator differ."""
     names = []
     for group in groups:
-        config = group[0].config
-        rivals = [other[0].config for other in groups if other[0].config["name"] == config["name"]]
-        differing = [k for k in config if k not in _NOT_SETTINGS and len({str(r.get(k)) for r in rivals}) > 1]
+        config = group[0].settings
+        rivals = [other[0].settings for other in groups if other[0].settings["name"] == config["name"]]
+        differing = [k for k in config if k not in NOT_SETTINGS and len({str(r.get(k)) for r in rivals}) > 1]
         names.append(" ".join([str(config["name"]), *(f"{k}={config[k]}" for k in differing)]))
     return names
 
@@ -102,9 +44,9 @@ def table(runs: list[Run]) -> Table:
     """The comparison as a rich table, best test loss first."""
     grouped: dict[tuple, list[Run]] = {}
     for run in runs:
-        grouped.setdefault(run.settings, []).append(run)
-    groups = sorted(grouped.values(), key=lambda g: statistics.fmean(r.metrics.get("test/loss", math.inf) for r in g))
-    columns = {c: heading for c, heading in COLUMNS.items() if any(c in run.metrics for run in runs)}
+        grouped.setdefault(run.key, []).append(run)
+    groups = sorted(grouped.values(), key=lambda g: statistics.fmean(r.final.get("test/loss", math.inf) for r in g))
+    columns = {c: heading for c, heading in COLUMNS.items() if any(c in run.final for run in runs)}
     result = Table(title="nats per image, lower is better; mean ± standard error over seeds", title_justify="left")
     for heading in ("run", "latent", "seeds"):
         result.add_column(heading, overflow="fold", min_width=len(heading) if heading == "seeds" else 17)
@@ -114,11 +56,11 @@ def table(runs: list[Run]) -> Table:
     for name, group in zip(labels(groups), groups, strict=True):
         cells = []
         for column in columns:
-            values = [run.metrics[column] for run in group if run.metrics.get(column) is not None]
+            values = [run.final[column] for run in group if run.final.get(column) is not None]
             cells.append(_cell(*mean_and_error(values)) if values else "")
         seconds = statistics.median(run.epoch_seconds for run in group)
         cells.append("" if math.isnan(seconds) else f"{seconds:.1f}")
-        result.add_row(name, _latent(group[0].config), str(len(group)), *cells)
+        result.add_row(name, _latent(group[0].settings), str(len(group)), *cells)
     return result
 
 
@@ -141,14 +83,14 @@ def main(argv: list[str]) -> int:
     paths = parser.parse_args(argv).paths
     runs = find_runs(paths)
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log should not fold the table
-    finished = [run for run in runs if run.state == "completed" and run.metrics]
+    finished = [run for run in runs if run.state == "completed" and run.final]
     for run in runs:
         if run not in finished:
             console.print(f"left out: {run.folder} ({run.state})", highlight=False, markup=False)
     if not finished:
         raise UserError(f"none of the {len(runs)} runs below {', '.join(paths)} has finished")
     console.print(table(finished))
-    splits = {(r.config["data.source"], r.config["data.binarization"]) for r in finished}
+    splits = {(r.settings["data.source"], r.settings["data.binarization"]) for r in finished}
     if len(splits) > 1:
         kinds = ", ".join(sorted(f"{source}/{binarization}" for source, binarization in splits))
         console.print(f"[yellow]These runs differ in their data ({kinds}): losses do not compare between them.[/]")

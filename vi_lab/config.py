@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -144,6 +145,11 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": _optional(POSITIVE),
     "trainer.limit_*_batches": PART,
     "trainer.check_val_every_n_epoch": COUNT,
+    "resume": Rule(lambda v: v is None or isinstance(v, str), "a run folder or a sweep folder"),
+    "figures_every_n_epochs": _optional(COUNT),
+    "evaluation.samples": _optional(COUNT),
+    "evaluation.images": _optional(COUNT),
+    "checkpoint.every_n_steps": _optional(COUNT),
     "trainer.log_every_n_steps": COUNT,
 }
 
@@ -268,6 +274,44 @@ def check_targets(values: Any, where: str) -> None:
                 check_targets(inner, f"{where}: {path}[{index}]")
         if path.rpartition(".")[2] == "_target_" and not TRUSTED.fullmatch(str(value)):
             raise UserError(f"{where}: {path}={value}: not a part of vi_lab, so it is not run")
+
+
+def check_stored(values: Any, where: str, made_by: str) -> None:
+    """Refuse the config of a run folder unless this version of vi_lab would have written it. Needs no Hydra.
+
+    Args:
+        values: the file's content as plain Python.
+        where: the file, for the message.
+        made_by: the version of vi_lab that wrote it, for the message.
+
+    Raises:
+        UserError: not a training run's, of another version, or naming what is not run.
+    """
+    shipped = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text(encoding="utf-8"))
+    defaults = shipped.pop("defaults")
+    groups = {name for item in defaults if isinstance(item, dict) for name in item} - {"experiment"}
+    if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in groups):
+        raise UserError(f"{where}: not the config of a training run")
+    check_targets(values, where)
+    nodes = {name: node for name, node in shipped.items() if name != "hydra"}
+    wanted = {path for path, _ in leaves(nodes)}
+    found = dict(leaves(values))
+    missing = sorted(path for path in wanted if path not in found and path.split(".")[0] != "trainer")
+    unknown = sorted(set(values) - set(nodes) - groups)
+    if missing or unknown:
+        problem = f"it lacks {missing[0]}" if missing else f"{unknown[0]} is not known here"
+        raise UserError(
+            f"{where}: made by another version of vi_lab ({made_by}): {problem}; use that version, or retrain"
+        )
+    for path, value in found.items():
+        if "${" in str(value):
+            raise UserError(f"{where}: {path}={value}: wanted a plain value")
+        rule = None if path.rpartition(".")[2].startswith("_") else _rule(path)
+        if rule and not rule.holds(value):
+            raise UserError(f"{where}: {path}={_show(value)}: wanted {rule.wanted}")
+    if not isinstance(values["estimator"].get("latents"), list):
+        raise UserError(f"{where}: estimator.latents: wanted a list")
+    _check_pair(values)
 
 
 # --- composing ---------------------------------------------------------------------------------------------------

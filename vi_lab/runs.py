@@ -1,0 +1,300 @@
+"""Run folders read back: state, config, metrics, checkpoints, and the model with its weights.
+
+    from vi_lab import load_run
+    run = load_run("outputs/2026-01-31/12-00-00-rloo-s0")
+    run.metrics.plot(x="epoch", y=["train/loss", "test/loss"])
+    run.sample(64)                      # (64, 1, 28, 28)
+
+A run folder may be somebody else's. Its files are read as data and never run: safe YAML without aliases, weights-only
+checkpoints, `_target_`s from a short list, and no file that a link brings in from outside the folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import statistics
+from collections.abc import Iterable
+from functools import cached_property
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from vi_lab.config import check_stored, leaves
+from vi_lab.errors import UserError, ViLabError, one_line
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
+    from torch.distributions import Distribution
+
+    from vi_lab.data import MNISTDataModule
+    from vi_lab.models import VAE
+
+CONFIG_FILE = "config_resolved.yaml"
+# what differs between runs without making them different experiments
+NOT_SETTINGS = (
+    "seed",
+    "data.seed",
+    "data.root",
+    "data.download",
+    "name",
+    "threads",
+    "figures",
+    "figures_every_n_epochs",
+    "debug",
+    "resume",
+    "projector",
+    "checkpoint.every_n_steps",
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases: a few lines of them can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        return super().compose_node(parent, index)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder `name` of a run folder.
+
+    Raises:
+        ViLabError: a link leads out of the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ViLabError(f"{path}: a link that leads out of the run folder; it is not followed")
+    return path
+
+
+def read_yaml(folder: Path, name: str) -> Any:
+    """A YAML file of a run folder as plain Python.
+
+    Raises:
+        ViLabError: it cannot be read.
+    """
+    try:
+        return yaml.load(inside(folder, name).read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ViLabError(f"{folder / name}: cannot be read ({one_line(error)[:200]})") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a run folder; empty where the file is absent or damaged."""
+    try:
+        data = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, ViLabError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU: tensors and plain values only, whatever it holds.
+
+    Raises:
+        ViLabError: it is absent, damaged, or holds anything else.
+    """
+    import torch
+
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ViLabError(f"{file}: there is no such checkpoint") from None
+    except Exception as error:  # torch raises many kinds, with advice that does not fit here
+        reason = one_line(error).partition(". ")[0][:200]
+        raise ViLabError(f"{file}: damaged, or not a checkpoint ({type(error).__name__}: {reason})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ViLabError(f"{file}: not a checkpoint of vi_lab")
+    return checkpoint
+
+
+def load_weights(model: VAE, file: Path) -> None:
+    """The weights in a checkpoint.
+
+    Raises:
+        ViLabError: they are damaged, or of another architecture.
+    """
+    try:
+        model.load_state_dict(load_checkpoint(file)["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ViLabError(f"{file}: weights of another architecture ({one_line(error)[:300]})") from error
+
+
+class Run:
+    """One run folder. Everything is read when it is asked for; only the model needs torch."""
+
+    def __init__(self, folder: str | Path, weights: str = "last") -> None:
+        """weights: `last` or `best`, the checkpoint of `model`."""
+        self.folder, self.weights = Path(folder), weights
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.state})"
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The whole config, every value filled in, checked: safe to build from.
+
+        Raises:
+            UserError: no run folder, or a config that this version of vi_lab does not take.
+        """
+        if not (self.folder / CONFIG_FILE).is_file():
+            raise UserError(f"{self.folder}: no run folder (it has no {CONFIG_FILE})")
+        values = read_yaml(self.folder, CONFIG_FILE)
+        made_by = str(self.environment.get("vi_lab", "an unknown version"))
+        check_stored(values, str(self.folder / CONFIG_FILE), made_by)
+        return OmegaConf.create(values)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config as dotted path -> value."""
+        return dict(leaves(OmegaConf.to_container(self.config)))
+
+    @property
+    def key(self) -> tuple:
+        """All that makes experiments differ, which the seed does not."""
+        return tuple(sorted((k, str(v)) for k, v in self.settings.items() if k not in NOT_SETTINGS))
+
+    @cached_property
+    def status(self) -> dict[str, Any]:
+        return read_json(self.folder, "status.json")
+
+    @property
+    def state(self) -> str:
+        """running, completed, interrupted, failed or unknown."""
+        return str(self.status.get("state", "unknown"))
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware, threads and data of the run."""
+        return read_json(self.folder, "environment.json")
+
+    @cached_property
+    def final(self) -> dict[str, float]:
+        """The final metrics; empty where the run has not finished."""
+        numbers = read_json(self.folder, "metrics.json").items()
+        return {name: value for name, value in numbers if isinstance(value, (int, float))}
+
+    @cached_property
+    def metrics(self) -> pandas.DataFrame:
+        """One row per epoch, losses in nats per image."""
+        return self._table("metrics.csv")
+
+    @cached_property
+    def timing(self) -> pandas.DataFrame:
+        """Wall time: one row per epoch."""
+        return self._table("timing.csv")
+
+    def _table(self, name: str) -> pandas.DataFrame:
+        import pandas
+
+        try:
+            return pandas.read_csv(inside(self.folder, name))
+        except (OSError, ValueError) as error:
+            raise ViLabError(f"{self.folder / name}: cannot be read ({one_line(error)[:200]})") from error
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Median wall time of an epoch, evaluation included; NaN where it is not known."""
+        try:
+            with inside(self.folder, "timing.csv").open(encoding="utf-8", newline="") as lines:
+                return statistics.median(float(row["seconds"]) for row in csv.DictReader(lines))
+        except (OSError, ValueError, KeyError, TypeError, ViLabError):
+            return nan
+
+    def checkpoint(self, name: str = "last") -> Path:
+        """The file of the checkpoint `name`: last or best."""
+        return inside(self.folder, f"checkpoints/{name}.ckpt")
+
+    # --- the model ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _built(self) -> tuple[MNISTDataModule, VAE]:
+        from vi_lab.train import build
+
+        datamodule, model, _ = build(self.config)
+        load_weights(model, self.checkpoint(self.weights))
+        return datamodule, model.eval()
+
+    @property
+    def model(self) -> VAE:
+        """The model with the weights of its checkpoint, on the CPU, in evaluation mode."""
+        return self._built[1]
+
+    @property
+    def datamodule(self) -> MNISTDataModule:
+        """The data of the run; `run.datamodule.setup()` loads it."""
+        return self._built[0]
+
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z|x) for images x in [0, 1]: (B, 1, 28, 28), (B, 28, 28) or (28, 28)."""
+        import torch
+
+        with torch.no_grad():
+            return self.model.posterior(self._images(x))
+
+    def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
+        """Means of p(x|z) at one z from q(z|x): (B, 1, 28, 28)."""
+        import torch
+
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            z = self.encode(x).sample((1,))
+            return self.model.likelihood.mean(self.model.decode(z))[0]
+
+    def sample(self, images: int = 64, seed: int = 0) -> Tensor:
+        """Means of p(x|z) for z from the prior: (images, 1, 28, 28)."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.model.sample(images)
+
+    def _images(self, x: Tensor) -> Tensor:
+        shape = self.datamodule.shape
+        if x.shape[-2:] != shape[-2:] or x.ndim not in (2, 3, 4):
+            raise ValueError(f"wanted images (B, {', '.join(map(str, shape))}) in [0, 1], got {tuple(x.shape)}")
+        return x.reshape(-1, *shape).to(next(self.model.parameters()).dtype)
+
+
+def load_run(folder: str | Path, weights: str = "last") -> Run:
+    """Open a run folder, in a notebook or a script.
+
+    Args:
+        folder: what `vi-lab train` has written.
+        weights: `last` or `best`, the checkpoint of `run.model`.
+
+    Raises:
+        UserError: no run folder, or a config that this version of vi_lab does not take.
+    """
+    run = Run(folder, weights)
+    _ = run.config  # the mistake shows here, and not at the first use
+    return run
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Every training run at or below `paths`: run folders, folders of them, or patterns such as outputs/*/*-rloo-*.
+
+    Raises:
+        UserError: a path does not exist, or no run is found.
+    """
+    folders: list[Path] = []
+    for path in map(str, paths):
+        found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
+        if not found:
+            raise UserError(f"{path}: no such folder; give run folders, sweep folders, or outputs/")
+        for start in map(Path, found):
+            folders += sorted(file.parent for file in start.rglob(CONFIG_FILE) if not _is_audit(file.parent))
+    if not folders:
+        raise UserError(f"no runs below {', '.join(map(str, paths))}; a run folder holds {CONFIG_FILE}")
+    return [Run(folder) for folder in dict.fromkeys(folders)]
+
+
+def _is_audit(folder: Path) -> bool:
+    return (folder / "audit.json").is_file()
