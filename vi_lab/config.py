@@ -361,14 +361,14 @@ def _initialized() -> AbstractContextManager:
 
 def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
-    search = [f"hydra.searchpath=[{_quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+    search = [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
     with _initialized():
         config = compose(name, [*overrides, *search], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -436,7 +436,15 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     flags = list(argv)
     for override in arguments.overrides:
         flags.remove(override)
+    arguments.overrides = [_quote_unicode(override) for override in arguments.overrides]
     return arguments, [*flags, *arguments.overrides]
+
+
+def _quote_unicode(override: str) -> str:
+    """Hydra's grammar takes text beyond ASCII in quotes only; a path such as /home/jürgen should need none."""
+    key, equals, value = override.partition("=")
+    bare = equals and not value.isascii() and not re.search(r"[,\[\](){}'\"]", value)
+    return f"{key}={quote(value)}" if bare else override
 
 
 def plain(node: Any) -> Any:
