@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vi_lab import cli, networks
-from vi_lab.config import ACTIVATION, CONFIG_DIR, RULES, check_overrides, read_arguments, split_sweep
+from vi_lab.config import ACTIVATION, CONFIG_DIR, RULES, check_overrides, leaves, read_arguments, split_sweep
 from vi_lab.data import BINARIZATIONS, SOURCES
-from vi_lab.errors import UserError
+from vi_lab.errors import UserError, one_line
 
 GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
 
@@ -163,24 +162,88 @@ def test_rules_agree_with_the_code() -> None:
     assert RULES["data.source"].wanted == "one of " + ", ".join([*SOURCES, "digits"])
 
 
-KEYS = st.sampled_from(
-    ["temperature", "seed", "samples", "latent.variables", "data.batch_size", "trainer.max_epochs", "objective.beta",
-     "schedule.start", "estimator", "latent", "schedule", "data", "network.encoder.hidden", "nope", "data.nope"]
-)  # fmt: skip
-WORDS = ["null", "true", "abc", "[]", "[1,2]", "{a: 1}", "${temperature}", "${", "", "'a b'"]
-WORDS += ["rloo", "30x10", "gaussian", "bernoulli", "exponential", "digits"]
+SHIPPED = dict(leaves(check_overrides("train", [], False)[0]))
+KEYS = st.one_of(
+    st.sampled_from([*SHIPPED, *GROUPS, "hydra.run.dir", "hydra/launcher", "trainer.gradient_clip_algorithm"]),
+    st.sampled_from(["nope", "data.nope", "trainer", "", "a.b.c", "latent@x", "estimator._target_", "évaluation.k"]),
+)
+WORDS = [
+    "null",
+    "true",
+    "abc",
+    "[]",
+    "[1,2]",
+    "{a: 1}",
+    "${temperature}",
+    "${",
+    "",
+    "'a b'",
+    "1,2",
+    "range(3)",
+    "??",
+    "ü",
+]
+WORDS += [
+    "rloo",
+    "30x10",
+    "gaussian",
+    "bernoulli",
+    "exponential",
+    "digits",
+    "os.system",
+    "${oc.env:HOME}",
+    "???",
+    "1e400",
+]
 # a run in this process may have switched subnormal numbers off
 FLOATS = st.floats(allow_subnormal=False)
-VALUES = st.one_of(st.integers(-5, 50).map(str), FLOATS.map(str), st.sampled_from(WORDS))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.builds(lambda p, k, v: f"{p}{k}={v}", st.sampled_from(["", "+", "++", "~"]), KEYS, VALUES), max_size=3)
+VALUES = st.one_of(
+    st.integers(-5, 50).map(str),
+    FLOATS.map(str),
+    st.sampled_from(WORDS),
+    st.sampled_from([str(value) for value in SHIPPED.values()]),
+    st.text(max_size=8),
 )
+OVERRIDES = st.lists(
+    st.one_of(
+        st.builds(lambda p, k, v: f"{p}{k}={v}", st.sampled_from(["", "", "+", "++", "~"]), KEYS, VALUES),
+        st.builds(lambda k, v: f"{k}={v}", st.sampled_from(list(SHIPPED)), VALUES),
+        st.text(max_size=12),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def composes_or_explains(overrides: list[str]) -> bool:
+    """Any other exception is a bug."""
+    problem = None
+    try:
+        check_overrides("train", overrides, multirun=False)
+    except UserError as error:
+        problem = error
+    assert problem is None or (problem.exit_code == 2 and len(one_line(problem).splitlines()) == 1)
+    return problem is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(OVERRIDES)
 def test_any_overrides_compose_or_end_in_one_line(overrides: list[str]) -> None:
-    with contextlib.suppress(UserError):  # anything else is a bug
-        compose(*overrides)
+    composes_or_explains(overrides)
+
+
+@pytest.mark.slow
+def test_a_thousand_overrides_compose_or_end_in_one_line() -> None:
+    outcomes = []
+
+    @settings(max_examples=1500, deadline=None, database=None)
+    @given(OVERRIDES)
+    def check(overrides: list[str]) -> None:
+        outcomes.append(composes_or_explains(overrides))
+
+    check()
+    assert len(outcomes) >= 1000
+    assert 0.02 < sum(outcomes) / len(outcomes) < 0.98  # both kinds were met
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["trian"], ["train", "--help"], ["train", "estimator=gumbl"], []])

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("vi_lab.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
     "audit": ("vi_lab.audit_command", "how biased and how noisy each estimator is, at the weights of a model"),
     "compare": ("vi_lab.compare", "a table of finished runs: mean and standard error over seeds"),
+    "reproduce": ("vi_lab.reproduce", "repeat a run from its folder alone and compare bit by bit"),
 }
 
 USAGE = f"""vi-lab {__version__}: variational inference with continuous and discrete latent variables
@@ -23,6 +24,8 @@ usage: vi-lab COMMAND [...]        vi-lab COMMAND --help says more
 
 commands:
 {chr(10).join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())}
+
+--debug shows the traceback of an error.
 
 examples:
   vi-lab train estimator=gumbel_softmax schedule=exponential latent=30x10 seed=1
@@ -40,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
+    debug = _debug(rest)
+    rest = [argument for argument in rest if argument != "--debug"]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -51,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
     except ViLabError as error:
-        if _debug(rest):
+        if debug:
             traceback.print_exc()
         print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a folder that cannot be written, a file that is none
-        if _debug(rest):
+        if debug:
             traceback.print_exc()
         print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
         return 1
@@ -69,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _debug(arguments: list[str]) -> bool:
-    return any(a.lstrip("+").lower() == "debug=true" for a in arguments)
+    return any(a == "--debug" or a.lstrip("+").lower() == "debug=true" for a in arguments)
 
 
 if __name__ == "__main__":

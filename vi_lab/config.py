@@ -96,7 +96,10 @@ RULES: dict[str, Rule] = {
     "temperature": POSITIVE,
     "samples": _optional(COUNT),
     "threads": _optional(COUNT),
-    "name": Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[^/\\\0]+", v) is not None, "a name without slashes"),
+    "name": Rule(
+        lambda v: isinstance(v, str) and v.isprintable() and re.fullmatch(r"(?!\.+$)[^/\\]+", v) is not None,
+        "a name that can be a folder's: printable, without slashes",
+    ),
     "data.source": _one_of("mnist", "fashion_mnist", "kmnist", "digits"),
     "data.root": Rule(lambda v: v is None or isinstance(v, str), "a folder"),
     "data.batch_size": COUNT,
@@ -386,6 +389,9 @@ def split_sweep(overrides: list[str]) -> list[list[str]]:
         return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
+_SHIPPED: dict[str, dict[tuple, dict]] = {}  # command -> choices -> their values as shipped
+
+
 def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir: str | None = None) -> list[dict]:
     """Compose and check every job that `overrides` describe.
 
@@ -394,7 +400,7 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
-    shipped: dict[tuple, dict] = {}
+    shipped = _SHIPPED.setdefault(name, {}) if config_dir is None else {}
     configs = []
     job = overrides
     try:
@@ -415,8 +421,9 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
             configs.append(values)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
-    except ValueError as error:  # Hydra's own, where a group is given a number or null
-        raise UserError(f"{' '.join(job)}: {explain(error)}") from error
+    except (ValueError, TypeError, AssertionError, KeyError, AttributeError) as error:
+        # Hydra's own, such as where a group is given a number, null or nothing
+        raise UserError(f"{one_line(Exception(' '.join(job)))}: cannot be composed ({explain(error)})") from error
     return configs
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vi_lab.config import CONFIG_DIR, check_stored, explain, leaves, plain, quote, resolved
 from vi_lab.errors import UserError
-from vi_lab.runs import CONFIG_FILE, Run, finished, read_yaml
+from vi_lab.runs import CONFIG_FILE, Run, finished, read_yaml, refuse_links
 
 MAY_CHANGE = (
     "trainer.max_epochs",
@@ -47,9 +47,10 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
 
     run = Run(folder)
     config = run.config
+    refuse_links(folder)
     epochs = config.trainer.max_epochs
     config.data.download = False  # nothing is fetched on the word of somebody else's folder
-    for key, value in _parse(overrides, MAY_CHANGE):
+    for key, value in parse_values(overrides, MAY_CHANGE, "resume="):
         if key == "accelerator":
             config.accelerator = _choice("accelerator", value)
         else:
@@ -68,6 +69,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
     Raises:
         UserError: not a sweep of `vi-lab train`, or overrides that are not accepted.
     """
+    refuse_links(folder)
     values = read_yaml(folder, "multirun.yaml")
     try:
         task = [str(o) for o in values["hydra"]["overrides"]["task"]]
@@ -86,7 +88,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         if not subdir and not re.fullmatch(r"hydra/launcher=(basic|joblib)|hydra\.launcher\.n_jobs=-?\d+", override):
             raise UserError(f"{folder / 'multirun.yaml'}: {override}: not taken over from a sweep; start it again")
         kept.append(override)
-    _parse(overrides, SWEEP_MAY_CHANGE)
+    parse_values(overrides, SWEEP_MAY_CHANGE, "resume=")
     where = quote(str(folder))
     return ["-m", *task, f"resume={where}", f"hydra.sweep.dir={where}", *kept, *overrides]
 
@@ -105,7 +107,12 @@ def stored_config(folder: Path, config: DictConfig) -> DictConfig:
     return config
 
 
-def _parse(overrides: list[str], accepted: tuple[str, ...]) -> list[tuple[str, object]]:
+def parse_values(overrides: list[str], accepted: tuple[str, ...], command: str) -> list[tuple[str, object]]:
+    """Overrides of single values as (key, value).
+
+    Raises:
+        UserError: one that cannot be read, or whose key is not among `accepted`.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -113,7 +120,7 @@ def _parse(overrides: list[str], accepted: tuple[str, ...]) -> list[tuple[str, o
     for override in parsed:
         if override.key_or_group not in accepted or override.is_delete():
             raise UserError(
-                f"{override.key_or_group} cannot change with resume=: the folder says what the run is "
+                f"{override.key_or_group} cannot change with {command}: the folder says what the run is "
                 f"(only {', '.join(accepted)} may)"
             )
         if override.is_sweep_override():

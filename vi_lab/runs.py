@@ -71,9 +71,20 @@ def inside(folder: Path, name: str) -> Path:
         ViLabError: a link leads out of the folder.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
         raise ViLabError(f"{path}: a link that leads out of the run folder; it is not followed")
     return path
+
+
+def refuse_links(folder: Path) -> None:
+    """Before anything is written into a run folder that may be somebody else's.
+
+    Raises:
+        ViLabError: a link leads out of it.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            inside(folder, str(path.relative_to(folder)))
 
 
 def read_yaml(folder: Path, name: str) -> Any:

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 
 from filelock import FileLock, Timeout
 
-from vi_lab.errors import Interrupted, UserError
+from vi_lab.errors import Interrupted, UserError, ViLabError
 
 LOCK = ".lock"
 
@@ -49,7 +49,10 @@ def hold(folder: Path) -> FileLock:
 
     Raises:
         UserError: another process has it.
+        ViLabError: its lock file is a link.
     """
+    if (folder / LOCK).is_symlink():  # a lock file is emptied
+        raise ViLabError(f"{folder / LOCK}: a link; it is not followed")
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -64,6 +67,6 @@ def is_held(folder: Path) -> bool:
         return False
     try:
         hold(folder).release()
-    except (UserError, OSError):
+    except (ViLabError, OSError):
         return True
     return False

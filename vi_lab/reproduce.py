@@ -1,0 +1,123 @@
+"""`vi-lab reproduce RUN`: repeat a run from its folder alone, and compare: equal to the last bit?"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vi_lab.config import plain
+from vi_lab.errors import UserError, ViLabError
+from vi_lab.resume import parse_values
+from vi_lab.runs import Run, load_checkpoint, load_run
+from vi_lab.snapshot import differences, write_json
+
+MAY_CHANGE = ("data.root", "data.download", "threads", "figures", "debug")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vi-lab reproduce",
+        description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
+        "last bit; 1: not, and by how much, and what differs of code, versions, hardware, threads and data.",
+    )
+    parser.add_argument("run", help="the folder of a completed run")
+    parser.add_argument("--output", help="the new run folder (outputs/reproduce/TIME-NAME)")
+    parser.add_argument("overrides", nargs="*", help=f"KEY=VALUE; only {', '.join(MAY_CHANGE)}")
+    arguments = parser.parse_args(argv)
+    return 0 if reproduce(arguments.run, arguments.output, arguments.overrides) else 1
+
+
+def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
+    """Repeat the run in `folder`; True where everything is equal.
+
+    Raises:
+        UserError: not a completed run, or the output folder holds something.
+    """
+    run = load_run(folder)
+    if run.state != "completed":
+        raise UserError(f"{folder}: the run is {run.state}, not completed; go on with: vi-lab train resume={folder}")
+    values = parse_values(overrides, MAY_CHANGE, "vi-lab reproduce")
+    config = run.config.copy()
+    config.data.download = False  # nothing is fetched on the word of somebody else's folder
+    for key, value in values:
+        OmegaConf.update(config, key, value)
+    target = Path(output or f"outputs/reproduce/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.name}-s{config.seed}")
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"--output {target}: the folder is not empty")
+    target.mkdir(parents=True, exist_ok=True)
+
+    from vi_lab.train import check_accelerators, execute
+
+    check_accelerators([plain(config)], multirun=False)
+    threads = run.environment.get("threads")
+    if config.threads is None and isinstance(threads, int) and threads > 0:
+        config.threads = threads  # another number gives other bits
+    execute(config, target, command=f"vi-lab reproduce {folder}")
+    return report(run, Run(target))
+
+
+def report(then: Run, now: Run) -> bool:
+    """Print how two runs that should be equal compare, and write it beside the second; True where they are equal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    metrics = compare_metrics(then.final, now.final)
+    weights = compare_weights(then, now)
+    table = Table(title="final metrics", title_justify="left")
+    for heading in ("metric", "then", "now", "difference"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for name, (a, b) in metrics.items():
+        equal = a == b
+        difference = "" if equal else "absent" if None in (a, b) else f"{b - a:.3g}"
+        table.add_row(escape(name), *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
+    rows = then.folder / "metrics.csv", now.folder / "metrics.csv"
+    curves = all(file.is_file() for file in rows) and rows[0].read_bytes() == rows[1].read_bytes()
+    same_metrics = all(a == b for a, b in metrics.values())
+    changed = differences(then.environment, now.environment)
+    equal = same_metrics and curves and not weights
+    console.print(table)
+    say = {"highlight": False, "markup": False}
+    console.print("metrics.csv (each epoch): " + ("equal" if curves else "differs"), **say)
+    console.print("weights of last.ckpt: " + (weights or "equal"), **say)
+    for difference in changed or ["nothing of code, versions, hardware, threads and data has changed"]:
+        console.print(f"since then: {difference}", **say)
+    verdict = "equal to the last bit" if equal else "not equal to the last bit"
+    console.print(f"{then.folder}: {verdict}. The repetition is in {now.folder}", **say)
+    outcome = {name: {"then": a, "now": b} for name, (a, b) in metrics.items()}
+    details = {"run": str(then.folder), "equal": equal, "metrics.csv equal": curves, "weights": weights or "equal"}
+    write_json(now.folder / "reproduction.json", {**details, "metrics": outcome, "changed": changed})
+    return equal
+
+
+def compare_metrics(then: dict[str, float], now: dict[str, float]) -> dict[str, tuple[float | None, float | None]]:
+    """Every metric of either run with both values; NaN counts as equal to NaN."""
+    both = {name: (then.get(name), now.get(name)) for name in dict.fromkeys([*then, *now])}
+    nan = {name for name, pair in both.items() if all(isinstance(v, float) and math.isnan(v) for v in pair)}
+    return {name: pair for name, pair in both.items() if name not in nan}
+
+
+def compare_weights(then: Run, now: Run) -> str:
+    """Empty where the last checkpoints' weights are equal, else how they differ, in words."""
+    import torch
+
+    def weights(run: Run) -> dict[str, Any]:
+        return load_checkpoint(run.checkpoint())["state_dict"]
+
+    try:
+        a, b = weights(then), weights(now)
+    except ViLabError as error:
+        return str(error)
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return "another architecture"
+    if all(torch.equal(a[name], b[name]) for name in a):
+        return ""
+    largest = max(a, key=lambda name: (a[name].double() - b[name].double()).abs().max().item())
+    return f"differ by up to {(a[largest].double() - b[largest].double()).abs().max().item():.3g} (in {largest})"
