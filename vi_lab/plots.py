@@ -1,90 +1,211 @@
-"""Pictures of a run, drawn at its end into `figures/`."""
+"""Charts: numbers in, a matplotlib figure out. What is drawn of a model is computed in `vi_lab.pictures`.
+
+matplotlib is imported where it is used (it costs 0.3 s) and without pyplot, so that drawing changes nothing of a
+notebook's backend, state or open figures.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
+import numpy as np
 import torch
 from torch import Tensor
 
-from vi_lab.seeding import PICTURES, seed_noise
-
 if TYPE_CHECKING:
-    from vi_lab.data import MNISTDataModule
-    from vi_lab.models import VAE
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
-COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666"}
+COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666", "pink": "#CC79A7"}
+# Petroff's ten (arXiv 2107.02270), ordered for scatter plots under colour-vision deficiency
+TEN = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+DPI = 150
 
 
-@torch.no_grad()
-def draw_run(folder: Path, model: VAE, datamodule: MNISTDataModule, rows: list[dict]) -> list[Path]:
-    """Data, reconstructions, prior samples and the loss history of a finished run; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.eval()
-    seed_noise(model.device, model.seed, PICTURES)
-    x, _ = next(iter(datamodule.loader("test")))
-    x = x[:32].to(model.device)
-    q = model.posterior(x)
-    reconstruction = model.likelihood.mean(model.decode(q.sample((1,))))[0]
-    pairs = torch.stack([x, reconstruction], 1).flatten(0, 1)  # image, reconstruction, image, ...
-    pictures = {
-        "data": (x, 8, "test images as the model sees them"),
-        "reconstructions": (pairs, 8, "test images and, right of each, its reconstruction"),
-        "samples": (model.sample(64), 8, "means of p(x|z), z from the prior"),
-    }
-    files = [image_grid(folder / f"{name}.png", *picture) for name, picture in pictures.items()]
-    return [*files, history(folder / "history.png", rows)]
+def chart(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 4.2, **options: Any) -> tuple:
+    """A figure of `width` x `height` inches and its axes, as `pyplot.subplots` gives them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **options)
 
 
-def image_grid(path: Path, images: Tensor, columns: int, title: str) -> Path:
-    """(N, 1, H, W) in [0, 1], row by row."""
-    count, _, height, width = images.shape
-    lines = -(-count // columns)
-    canvas = images.new_zeros(lines * columns, height + 2, width + 2)
-    canvas[:count, 1:-1, 1:-1] = images[:, 0]
-    canvas = canvas.unflatten(0, (lines, columns)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-    figure, axes = plt.subplots(figsize=(columns * 0.6, lines * 0.6 + 0.4), layout="constrained")
-    axes.imshow(canvas.float().cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
-    return _save(figure, path)
+def render(figure: Figure) -> np.ndarray:
+    """The figure's pixels: (H, W, 3) uint8."""
+    figure.canvas.draw()
+    return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
 
 
-def history(path: Path, rows: list[dict]) -> Path:
-    """Losses over epochs: relaxed and unrelaxed training loss with the gap between them, validation and test."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+def write_png(path: Path, pixels: np.ndarray) -> Path:
+    """Write (H, W, 3) uint8 pixels."""
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path, optimize=True)
+    return path
+
+
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (H / 2, W / 2, 3), rounded up: the mean of each four pixels."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).reduce(2))
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def history(rows: list[dict], final: dict[str, float] | None = None) -> Figure:
+    """Losses at samples of the true posterior over epochs: train, validation and, where measured, test.
+
+    Args:
+        rows: one per epoch, as in `metrics.csv`.
+        final: the metrics at the end; its test loss is marked.
+    """
+    figure, axes = chart()
+    for name, label, colour, style in (
+        ("train/loss_unrelaxed", "train", "blue", "-"),
+        ("val/loss", "validation", "orange", "--"),
+        ("test/loss", "test", "green", ":"),
+    ):
+        _curve(axes, rows, name, style, color=COLOURS[colour], label=label)
+    if rows and final and "test/loss" in final and not any("test/loss" in row for row in rows):
+        axes.plot(
+            rows[-1]["epoch"], final["test/loss"], "*", color=COLOURS["green"], markersize=11, label="test, at the end"
+        )
+    return _over_epochs(figure, axes, "loss at true samples (negative ELBO)")
+
+
+def relaxation(rows: list[dict]) -> Figure:
+    """What is optimised against the loss of the model itself, the gap between them shaded; the temperature beneath."""
+    temperature = any("temperature" in row for row in rows)
+    panels = {"height_ratios": [3, 1]} if temperature else {}
+    figure, axes = chart(1 + temperature, sharex=True, height=5.2 if temperature else 4.2, **panels)
+    top = axes[0] if temperature else axes
     epochs = [row["epoch"] for row in rows]
     relaxed = [row["train/loss"] for row in rows]
     unrelaxed = [row["train/loss_unrelaxed"] for row in rows]
-    marker = "o" if len(rows) < 15 else None
-    if relaxed != unrelaxed:
-        axes.plot(epochs, relaxed, color=COLOURS["blue"], marker=marker, markersize=4, label="train, relaxed")
-        axes.fill_between(epochs, relaxed, unrelaxed, color=COLOURS["blue"], alpha=0.12, label="relaxation gap")
-    axes.plot(epochs, unrelaxed, color=COLOURS["orange"], marker=marker, markersize=4, label="train, unrelaxed")
-    for split, colour, style in (("val", "green", "--"), ("test", "grey", ":")):
-        if all(f"{split}/loss" in row for row in rows):
-            values = [row[f"{split}/loss"] for row in rows]
-            axes.plot(
-                epochs,
-                values,
-                style,
-                color=COLOURS[colour],
-                marker=marker,
-                markersize=4,
-                label=f"{split}, unrelaxed",
-            )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss (nats per image)")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    if relaxed == unrelaxed:
+        _curve(top, rows, "train/loss", color=COLOURS["blue"], label="train (at true samples: no gap)")
+    else:
+        _curve(top, rows, "train/loss_unrelaxed", color=COLOURS["orange"], label="train, unrelaxed: at true samples")
+        top.fill_between(epochs, relaxed, unrelaxed, color=COLOURS["blue"], alpha=0.12, label="relaxation gap")
+        _curve(top, rows, "train/loss", color=COLOURS["blue"], label="train, relaxed: what is optimised")
+    if temperature:
+        _curve(axes[1], rows, "temperature", color=COLOURS["grey"])
+        axes[1].set_ylim(bottom=0)
+        axes[1].set_ylabel("temperature")
+        axes[1].set_xlabel("epoch")
+        axes[1].grid(alpha=0.3)
+    return _over_epochs(figure, top, "relaxed and unrelaxed training loss", xlabel="" if temperature else "epoch")
+
+
+def _curve(axes: Axes, rows: list[dict], name: str, style: str = "-", **options: Any) -> None:
+    """One metric over the epochs that have it."""
+    points = [(row["epoch"], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, marker="o" if len(rows) < 15 else None, markersize=4, **options)
+
+
+def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return figure
+
+
+# --- latent space ---------------------------------------------------------------------------------------------
+
+
+def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") -> Figure:
+    """Points of a plane by class: coloured, and each class's digit at its median.
+
+    Args:
+        points: (N, 2).
+        labels: (N,) classes from 0 to 9.
+        axis: what the axes are ("z" becomes z₁ and z₂); without it they have no scale.
+    """
+    from matplotlib.patheffects import withStroke
+
+    figure, axes = chart(width=6.6, height=6)
+    axes.scatter(*points.T, s=9, c=[TEN[k % 10] for k in labels], linewidths=0, alpha=0.8)
+    for k in np.unique(labels):
+        axes.plot([], [], "o", color=TEN[k % 10], markersize=6, label=str(k))
+        middle = np.median(points[labels == k], axis=0)
+        halo = [withStroke(linewidth=4, foreground="white")]
+        axes.annotate(
+            str(k), middle, ha="center", va="center", fontsize=17, weight="bold", color="#222222", path_effects=halo
+        )
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title(title, fontsize=10)
+    if axis:
+        axes.set_xlabel(f"{axis}₁")
+        axes.set_ylabel(f"{axis}₂")
+        axes.grid(alpha=0.3)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.legend(title="class", frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def perplexity(usage: Tensor) -> Tensor:
+    """exp(entropy) along the last axis: (L, K) probabilities -> (L,), from 1 (one code only) to K (all alike)."""
+    return torch.special.entr(usage).sum(-1).exp()
+
+
+def code_usage(usage: Tensor, images: int) -> Figure:
+    """How often each code of each variable is used: a heat map, with each variable's perplexity beside it.
+
+    Args:
+        usage: (L, K) the posterior, averaged over images. With K = 2 only the second state is shown, twenty variables
+            to a row: the first is its complement.
+        images: how many, for the title.
+    """
+    usage = usage.detach().float().cpu()
+    variables, codes = usage.shape
+    mean = perplexity(usage).mean().item()
+    title = f"code usage over {images} test images; mean perplexity {mean:.2f} of {codes}"
+    if codes == 2:
+        columns = min(20, variables)
+        folded = torch.full((-(-variables // columns) * columns,), torch.nan)
+        folded[:variables] = usage[:, 1]
+        figure, axes = chart(width=7, height=max(2.4, 1.4 + 0.3 * len(folded) / columns))
+        heat = axes.imshow(folded.view(-1, columns).numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        rows = range(0, len(folded) // columns, -(-len(folded) // columns // 20))
+        axes.set_yticks(list(rows), [str(row * columns) for row in rows])
+        axes.set_xlabel(f"variable: row label + column ({columns} to a row)")
+        axes.set_ylabel("first variable of the row")
+        figure.colorbar(heat, ax=axes, label="mean of q(z = 1 | x)")
+        figure.suptitle(title, fontsize=10)
+        return figure
+    options = {"sharey": True, "width_ratios": [max(2.0, min(codes / 5, 5.0)), 1]}
+    figure, (axes, bars) = chart(1, 2, width=7.5, height=min(max(2.6, 1.3 + 0.18 * variables), 12), **options)
+    heat = axes.imshow(usage.numpy(), cmap="cividis", vmin=0, vmax=usage.max().item(), aspect="auto")
+    axes.set_xlabel("code")
+    axes.set_ylabel("variable")
+    axes.set_xticks(range(0, codes, -(-codes // 20)))
+    axes.set_yticks(range(0, variables, -(-variables // 40)))
+    axes.tick_params(labelsize=8)
+    figure.colorbar(heat, ax=axes, label=f"mean of q(code | x); all alike: {1 / codes:.3g}")
+    bars.barh(range(variables), perplexity(usage).numpy(), color=COLOURS["blue"], height=0.8)
+    bars.axvline(codes, color=COLOURS["grey"], linewidth=1, linestyle="--")
+    bars.set_xlim(0, codes * 1.05)
+    bars.set_xlabel(f"perplexity (at most {codes})")
+    bars.tick_params(labelsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+# --- audit ----------------------------------------------------------------------------------------------------
 
 
 def draw_audit(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Path]:
@@ -92,12 +213,12 @@ def draw_audit(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     # the noiseless exact sum would stretch the axes over ten decades
     logits = [row for row in rows if row["group"] == "logits" and row["target"] == "ELBO" and row["variance"] > 0]
-    files = [simplex(folder / "simplex.png")]
+    figures = {"simplex": simplex()}
     if logits:
-        files += [bias_variance(folder / "bias_variance.png", logits), error_cost(folder / "error_cost.png", logits)]
+        figures |= {"bias_variance": bias_variance(logits), "error_cost": error_cost(logits)}
     if sweep:
-        files.append(temperature_sweep(folder / "temperature.png", sweep))
-    return files
+        figures["temperature"] = temperature_sweep(sweep)
+    return [write_png(folder / f"{name}.png", render(figure)) for name, figure in figures.items()]
 
 
 def _styles(names: list[str]) -> dict[str, dict]:
@@ -109,9 +230,9 @@ def _styles(names: list[str]) -> dict[str, dict]:
     }
 
 
-def bias_variance(path: Path, rows: list[dict]) -> Path:
+def bias_variance(rows: list[dict]) -> Figure:
     """Relative bias with its interval against variance. Biases within their noise sit at the left edge."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = chart(width=8, height=5)
     styles = _styles([row["estimator"] for row in rows])
     floor = 1e-3
     for row in rows:
@@ -133,12 +254,12 @@ def bias_variance(path: Path, rows: list[dict]) -> Path:
     axes.set_xlabel(f"relative bias, with 95 % interval (below {floor:g}: drawn at {floor:g})")
     axes.set_ylabel("variance of the gradient (trace)")
     axes.set_title("bias against variance, at q's logits; filled: unbiased by design", fontsize=10)
-    return _with_side_legend(figure, axes, path)
+    return _with_side_legend(figure, axes)
 
 
-def error_cost(path: Path, rows: list[dict]) -> Path:
+def error_cost(rows: list[dict]) -> Figure:
     """Mean squared error of one draw against what it costs."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = chart(width=8, height=5)
     styles = _styles([row["estimator"] for row in rows])
     for row in rows:
         axes.plot(
@@ -155,12 +276,12 @@ def error_cost(path: Path, rows: list[dict]) -> Path:
     axes.set_xlabel("decoder evaluations per image and step")
     axes.set_ylabel("mean squared error of the gradient")
     axes.set_title("error against cost, at q's logits; filled: unbiased by design", fontsize=10)
-    return _with_side_legend(figure, axes, path)
+    return _with_side_legend(figure, axes)
 
 
-def temperature_sweep(path: Path, sweep: list[dict]) -> Path:
+def temperature_sweep(sweep: list[dict]) -> Figure:
     """Relative bias and variance over the temperature."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = chart(1, 2, width=11, height=4.5)
     names = list(dict.fromkeys(row["estimator"] for row in sweep))
     styles = _styles(names)
     for name in names:
@@ -180,15 +301,15 @@ def temperature_sweep(path: Path, sweep: list[dict]) -> Path:
     left.set_yscale("log")
     right.set_yscale("log")
     left.grid(alpha=0.3)
-    return _with_side_legend(figure, right, path)
+    return _with_side_legend(figure, right)
 
 
-def simplex(path: Path, temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) -> Path:
+def simplex(temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) -> Figure:
     """Gumbel-softmax samples of three classes on the simplex, from nearly one-hot to nearly uniform."""
     from vi_lab.distributions import one_hot_categorical, relaxed_sample
 
     logits = torch.tensor([[[0.5, 0.3, 0.2]]]).log()
-    figure, panels = plt.subplots(1, len(temperatures), figsize=(3 * len(temperatures), 3.1), layout="constrained")
+    figure, panels = chart(1, len(temperatures), width=3 * len(temperatures), height=3.1)
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
     for axes, temperature in zip(panels, temperatures, strict=True):
         with torch.random.fork_rng():
@@ -204,16 +325,10 @@ def simplex(path: Path, temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) 
         axes.set_aspect("equal")
         axes.margins(0.12)
         axes.set_axis_off()
-    return _save(figure, path)
+    return figure
 
 
-def _with_side_legend(figure: plt.Figure, axes: plt.Axes, path: Path) -> Path:
+def _with_side_legend(figure: Figure, axes: Axes) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _save(figure, path)
-
-
-def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return figure
