@@ -47,8 +47,8 @@ def image_grid(
     """
     height, width = images.shape[-2] + 2, images.shape[-1] + 2
     canvas = montage(images)
-    labelled = row_labels or column_labels
-    figure, axes = _exact_axes(canvas, title, left=0.75 if labelled else 0.1, bottom=0.65 if labelled else 0.1)
+    left = 0.15 + 0.085 * max(map(len, row_labels or [""])) + 0.3 * bool(ylabel)
+    figure, axes = _exact_axes(canvas, title, left, bottom=0.1 + 0.25 * bool(column_labels) + 0.3 * bool(xlabel))
     axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     axes.tick_params(length=0)
     rows, columns = images.shape[:2]
@@ -61,8 +61,8 @@ def image_grid(
     for row, column in frames or []:
         from matplotlib.patches import Rectangle
 
-        corner = (column * width - 0.5, row * height - 0.5)
-        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLOURS["orange"], linewidth=2))
+        corner = (column * width, row * height)
+        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLOURS["orange"], linewidth=1.5))
     return figure
 
 

@@ -88,6 +88,16 @@ def state_probabilities(q: Distribution) -> Tensor:
     return q.mean
 
 
+def information(states: Tensor) -> Tensor:
+    """What each discrete variable says of an image, in nats: posterior probabilities (N, L, K) -> (L,), 0 to log K.
+
+    The entropy of the averaged posterior less the average entropy: the mutual information of image and variable.
+    """
+    states = states.float()
+    entropy = torch.special.entr(states).sum(-1).mean(0)
+    return torch.special.entr(states.mean(0)).sum(-1) - entropy
+
+
 def from_states(latent: Latent, index: Tensor) -> Tensor:
     """Which state each discrete variable is in, (..., L) integers -> z (..., *event)."""
     if isinstance(latent, VQ):
@@ -213,11 +223,10 @@ def _gaussian(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
 
 
 def _discrete(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
-    usage = seen.states.float().mean(0)  # (L, K)
+    yield "code_usage", plots.code_usage(seen.states)
     index = seen.states.argmax(-1)  # (N, L)
-    states = usage.shape[1]
-    yield "code_usage", plots.code_usage(usage, len(seen.x))
-    variables = plots.perplexity(usage).argsort(descending=True, stable=True)[:10]
+    states = seen.states.shape[2]
+    variables = information(seen.states).argsort(descending=True, stable=True)[:10]
     count = max(1, min(10 // states, len(index)))  # so many images that the table is about ten wide
     shown = min(states, 20)
     images = decode(model, from_states(model.latent, state_traversal(index[:count], variables, shown)))
@@ -230,7 +239,7 @@ def _discrete(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
             [str(v) for v in variables.tolist()],
             [str(k) for k in range(shown)] * count,
             "code" if shown == states else f"code (the first {shown} of {states})",
-            "variable (those of largest perplexity)",
+            "variable (those that say most about the image)",
             [
                 (row, image * shown + index[image, v].item())
                 for row, v in enumerate(variables.tolist())

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
-COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666", "pink": "#CC79A7"}
-# Petroff's ten (arXiv 2107.02270), ordered for scatter plots under colour-vision deficiency
-TEN = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666", "yellow": "#F0E442"}
+# Petroff's ten (arXiv 2107.02270), made for scatter plots under colour-vision deficiency; ordered so that digits that
+# lie close together in latent space (3, 5, 8; 4, 7, 9) are far apart in colour
+TEN = ("#717581", "#a96b59", "#94a4a2", "#ffa90e", "#832db6", "#3f90da", "#e76300", "#b9ac70", "#bd1f01", "#92dadd")
+MARKERS = "os^vDPX<>p"
 DPI = 150
 
 
@@ -96,7 +98,7 @@ def relaxation(rows: list[dict]) -> Figure:
         _curve(top, rows, "train/loss", color=COLOURS["blue"], label="train, relaxed: what is optimised")
     if temperature:
         _curve(axes[1], rows, "temperature", color=COLOURS["grey"])
-        axes[1].set_ylim(bottom=0)
+        axes[1].set_ylim(0, 1.15 * max(row.get("temperature", 0) for row in rows))
         axes[1].set_ylabel("temperature")
         axes[1].set_xlabel("epoch")
         axes[1].grid(alpha=0.3)
@@ -126,25 +128,25 @@ def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") 
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") -> Figure:
-    """Points of a plane by class: coloured, and each class's digit at its median.
+    """Points of a plane by class, told apart by colour, by marker and by the class's digit at its median.
 
     Args:
         points: (N, 2).
         labels: (N,) classes from 0 to 9.
         axis: what the axes are ("z" becomes z₁ and z₂); without it they have no scale.
     """
-    from matplotlib.patheffects import withStroke
-
     figure, axes = chart(width=6.6, height=6)
-    axes.scatter(*points.T, s=9, c=[TEN[k % 10] for k in labels], linewidths=0, alpha=0.8)
-    for k in np.unique(labels):
-        axes.plot([], [], "o", color=TEN[k % 10], markersize=6, label=str(k))
-        middle = np.median(points[labels == k], axis=0)
-        halo = [withStroke(linewidth=4, foreground="white")]
-        axes.annotate(
-            str(k), middle, ha="center", va="center", fontsize=17, weight="bold", color="#222222", path_effects=halo
-        )
+    classes = np.unique(labels)
+    for k in classes:
+        style = {"color": TEN[k % 10], "marker": MARKERS[k % 10], "linewidths": 0}
+        axes.scatter(*points[labels == k].T, s=11, alpha=0.8, label=str(k), **style)
     axes.set_aspect("equal", adjustable="datalim")
+    span = float(np.ptp(points, axis=0).max()) or 1.0
+    middles = spread_apart(np.stack([np.median(points[labels == k], axis=0) for k in classes]), 0.065 * span)
+    for k, middle in zip(classes, middles, strict=True):
+        box = {"boxstyle": "circle,pad=0.25", "facecolor": TEN[k % 10], "edgecolor": "white", "linewidth": 1.2}
+        ink = "white" if k in (0, 1, 4, 8) else "black"  # whichever stands out against the class's colour
+        axes.annotate(str(k), middle, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
     axes.set_title(title, fontsize=10)
     if axis:
         axes.set_xlabel(f"{axis}₁")
@@ -153,42 +155,54 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
     else:
         axes.set_xticks([])
         axes.set_yticks([])
-    axes.legend(title="class", frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend = {"frameon": False, "fontsize": 9, "markerscale": 2, "handletextpad": 0.2}
+    axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), **legend)
     return figure
 
 
-def perplexity(usage: Tensor) -> Tensor:
-    """exp(entropy) along the last axis: (L, K) probabilities -> (L,), from 1 (one code only) to K (all alike)."""
-    return torch.special.entr(usage).sum(-1).exp()
+def spread_apart(points: np.ndarray, distance: float) -> np.ndarray:
+    """Points (N, 2) moved, as little as a few steps allow, until no two are nearer than `distance`."""
+    points = points.astype(float)
+    for _ in range(200):
+        difference = points[:, None] - points[None]
+        length = np.hypot(*difference.transpose(2, 0, 1))
+        i, j = np.nonzero(np.triu(length < distance * 0.999, 1))
+        if not len(i):
+            break
+        # coincident points part along directions of their own
+        angle = 2.4 * (i + j)
+        fallback = np.stack([np.cos(angle), np.sin(angle)], -1)
+        gap = length[i, j, None]
+        push = np.where(gap > 1e-9 * distance, difference[i, j] / np.maximum(gap, 1e-9 * distance), fallback)
+        np.add.at(points, i, 0.5 * (distance - gap) * push)
+        np.add.at(points, j, -0.5 * (distance - gap) * push)
+    return points
 
 
-def code_usage(usage: Tensor, images: int) -> Figure:
+def perplexity(probabilities: Tensor) -> Tensor:
+    """exp(entropy) along the last axis: (..., K) -> (...), from 1 (one state only) to K (all alike)."""
+    return torch.special.entr(probabilities).sum(-1).exp()
+
+
+def code_usage(states: Tensor) -> Figure:
     """How often each code of each variable is used: a heat map, with each variable's perplexity beside it.
 
+    A perplexity of K means that all codes are used alike, or that the variable says nothing: so it stands beside that
+    of q(z|x) for single images. The ratio of the two is exp(information), what the variable says of the image.
+
     Args:
-        usage: (L, K) the posterior, averaged over images. With K = 2 only the second state is shown, twenty variables
-            to a row: the first is its complement.
-        images: how many, for the title.
+        states: (N, L, K) posterior probabilities for N images. With K = 2 only the second state is shown, twenty
+            variables to a row: the first is its complement.
     """
-    usage = usage.detach().float().cpu()
-    variables, codes = usage.shape
-    mean = perplexity(usage).mean().item()
-    title = f"code usage over {images} test images; mean perplexity {mean:.2f} of {codes}"
+    states = states.detach().float().cpu()
+    images, variables, codes = states.shape
+    usage = states.mean(0)
+    overall, single = perplexity(usage), perplexity(states).log().mean(0).exp()
+    title = f"code usage over {images} test images; mean perplexity {overall.mean():.2f} of {codes}"
     if codes == 2:
-        columns = min(20, variables)
-        folded = torch.full((-(-variables // columns) * columns,), torch.nan)
-        folded[:variables] = usage[:, 1]
-        figure, axes = chart(width=7, height=max(2.4, 1.4 + 0.3 * len(folded) / columns))
-        heat = axes.imshow(folded.view(-1, columns).numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        rows = range(0, len(folded) // columns, -(-len(folded) // columns // 20))
-        axes.set_yticks(list(rows), [str(row * columns) for row in rows])
-        axes.set_xlabel(f"variable: row label + column ({columns} to a row)")
-        axes.set_ylabel("first variable of the row")
-        figure.colorbar(heat, ax=axes, label="mean of q(z = 1 | x)")
-        figure.suptitle(title, fontsize=10)
-        return figure
+        return _binary_usage(usage[:, 1], (overall / single).log(), title)
     options = {"sharey": True, "width_ratios": [max(2.0, min(codes / 5, 5.0)), 1]}
-    figure, (axes, bars) = chart(1, 2, width=7.5, height=min(max(2.6, 1.3 + 0.18 * variables), 12), **options)
+    figure, (axes, bars) = chart(1, 2, width=8, height=min(max(3.0, 1.5 + 0.18 * variables), 12), **options)
     heat = axes.imshow(usage.numpy(), cmap="cividis", vmin=0, vmax=usage.max().item(), aspect="auto")
     axes.set_xlabel("code")
     axes.set_ylabel("variable")
@@ -196,11 +210,37 @@ def code_usage(usage: Tensor, images: int) -> Figure:
     axes.set_yticks(range(0, variables, -(-variables // 40)))
     axes.tick_params(labelsize=8)
     figure.colorbar(heat, ax=axes, label=f"mean of q(code | x); all alike: {1 / codes:.3g}")
-    bars.barh(range(variables), perplexity(usage).numpy(), color=COLOURS["blue"], height=0.8)
-    bars.axvline(codes, color=COLOURS["grey"], linewidth=1, linestyle="--")
-    bars.set_xlim(0, codes * 1.05)
-    bars.set_xlabel(f"perplexity (at most {codes})")
+    bars.barh(range(variables), overall.numpy(), color=COLOURS["blue"], height=0.8, label="over all images")
+    bars.barh(range(variables), single.numpy(), color=COLOURS["yellow"], height=0.4, label="of one image's q(z|x)")
+    bars.set_xlim(0, codes)
+    bars.set_xlabel(f"perplexity (1 to {codes})")
     bars.tick_params(labelsize=8)
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _binary_usage(ones: Tensor, information: Tensor, title: str) -> Figure:
+    """Two heat maps of binary variables, twenty to a row."""
+    columns = min(20, len(ones))
+    rows = -(-len(ones) // columns)
+    figure, panels = chart(2, width=7, height=max(4.0, 2.2 + 0.36 * rows), sharex=True)
+    off = max((ones - 0.5).abs().max().item(), 0.01)
+    for axes, values, limits, label in (
+        (panels[0], ones, (0.5 - off, 0.5 + off), "mean of q(z = 1 | x)"),
+        (panels[1], information, (0, max(information.max().item(), 0.01)), "information (nats)"),
+    ):
+        folded = torch.full((rows * columns,), torch.nan)
+        folded[: len(values)] = values
+        heat = axes.imshow(
+            folded.view(rows, columns).numpy(), cmap="cividis", vmin=limits[0], vmax=limits[1], aspect="auto"
+        )
+        shown = range(0, rows, -(-rows // 12))
+        axes.set_yticks(list(shown), [str(row * columns) for row in shown])
+        axes.set_ylabel("first of the row")
+        figure.colorbar(heat, ax=axes, label=label)
+    panels[1].set_xticks(range(columns))
+    panels[1].set_xlabel("variable (add the first of its row)")
     figure.suptitle(title, fontsize=10)
     return figure
 
