@@ -18,9 +18,28 @@ DPI = 100
 
 
 def montage(images: Tensor, pad: int = 1) -> Tensor:
-    """(R, C, 1, H, W) -> (R * (H + 2 pad), C * (W + 2 pad)), float32 on the CPU: row r, column c as in a table."""
-    images = F.pad(images.detach().float().cpu()[:, :, 0], (pad,) * 4)
-    return images.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    """Row r, column c as in a table, each image in a border of paper.
+
+    Grey (R, C, 1, H, W) -> (R * (H + 2 pad), C * (W + 2 pad)), where 0 is paper; colour (R, C, 3, H, W) ->
+    (R * (H + 2 pad), C * (W + 2 pad), 3), where 1 is paper. float32 on the CPU.
+    """
+    colours = images.shape[2]
+    images = F.pad(images.detach().float().cpu(), (pad,) * 4, value=float(colours == 3))
+    canvas = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (R, H, C, W, colours), then rows and columns
+    return canvas if colours == 3 else canvas[..., 0]
+
+
+def changes(images: Tensor, reference: Tensor, gain: float = 3.0) -> Tensor:
+    """How images differ from a reference: it in light grey, added ink in orange, missing ink in blue, `gain` times.
+
+    Both (..., 1, H, W) in [0, 1], broadcast -> (..., 3, H, W).
+    """
+    images, reference = torch.broadcast_tensors(images.float().cpu(), reference.float().cpu())
+    difference = (gain * (images - reference)).clamp(-1, 1)
+    orange, blue = (torch.tensor(list(bytes.fromhex(COLOURS[c][1:])))[:, None, None] / 255 for c in ("orange", "blue"))
+    paper = 1 - 0.35 * reference.clamp(0, 1).expand(*reference.shape[:-3], 3, -1, -1)
+    amount = difference.abs()
+    return (1 - amount) * paper + amount * torch.where(difference > 0, orange, blue)
 
 
 def table(images: Tensor, columns: int) -> Tensor:
@@ -38,10 +57,10 @@ def image_grid(
     ylabel: str = "",
     frames: list[tuple[int, int]] | None = None,
 ) -> Figure:
-    """Images as a table, ink dark on white.
+    """A table of images.
 
     Args:
-        images: (R, C, 1, H, W) in [0, 1].
+        images: (R, C, 1, H, W) in [0, 1], 1 is ink; or (R, C, 3, H, W) in colour.
         row_labels, column_labels: one per row, one per column.
         frames: (row, column) of the images to be framed.
     """
@@ -62,7 +81,7 @@ def image_grid(
         from matplotlib.patches import Rectangle
 
         corner = (column * width, row * height)
-        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLOURS["orange"], linewidth=1.5))
+        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLOURS["grey"], linewidth=1.5))
     return figure
 
 
@@ -89,9 +108,11 @@ def _exact_axes(canvas: Tensor, title: str, left: float, bottom: float) -> tuple
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height, width = (2 * size / DPI for size in canvas.shape)
-    right, top = 0.15, 0.4
-    total_width, total_height = max(left + width + right, 0.078 * len(title)), bottom + height + top
+    height, width = (2 * size / DPI for size in canvas.shape[:2])
+    lines = title.split("\n")
+    right, top = 0.15, 0.2 + 0.2 * len(lines)
+    total_width = max(left + width + right, 0.078 * max(map(len, lines)))
+    total_height = bottom + height + top
     figure = Figure(figsize=(total_width, total_height), dpi=DPI)
     FigureCanvasAgg(figure)
     left += (total_width - left - width - right) / 2

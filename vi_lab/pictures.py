@@ -65,7 +65,7 @@ class Encoded(NamedTuple):
     """(N, L, K) posterior probabilities of the states of discrete variables; None for Gaussian ones."""
 
 
-def encode(model: VAE, datamodule: MNISTDataModule, count: int = IMAGES) -> Encoded:
+def encode(model: VAE, datamodule: MNISTDataModule, count: int) -> Encoded:
     """The first `count` test images (or as many as there are), their pixels drawn as in evaluation."""
     images, labels = (tensor[:count] for tensor in datamodule.splits["test"])
     # not datamodule.loader: that is this process's shard only
@@ -125,11 +125,11 @@ def traversal(mean: Tensor, dimensions: Tensor, values: Tensor) -> Tensor:
     return z
 
 
-def state_traversal(index: Tensor, variables: Tensor, states: int) -> Tensor:
-    """States (N, L) of N images, with each of the variables (R,) in turn set to each state: (R, N * states, L)."""
-    grid = index[None, :, None].repeat(len(variables), 1, states, 1)  # (R, N, K, L)
+def state_traversal(index: Tensor, variables: Tensor, codes: Tensor) -> Tensor:
+    """States (N, L) of N images, with each of the variables (R,) in turn set to each code (K,): (R, N * K, L)."""
+    grid = index[None, :, None].repeat(len(variables), 1, len(codes), 1)  # (R, N, K, L)
     for row, variable in enumerate(variables.tolist()):
-        grid[row, :, :, variable] = torch.arange(states, device=index.device)
+        grid[row, :, :, variable] = codes
     return grid.flatten(1, 2)
 
 
@@ -176,7 +176,7 @@ def draw(
         rows: of `metrics.csv`, for the curves.
         final: the metrics at the end of a run, None before: t-SNE takes seconds and is drawn at the end only.
     """
-    seen = encode(model, datamodule)
+    seen = encode(model, datamodule, IMAGES)
     few = seen.x[:32]
     reconstructions = model.likelihood.mean(model.decode(model.posterior(few).sample((1,))))[0]
     pairs = torch.stack([few.float(), reconstructions.float()], 1).flatten(0, 1)  # image, reconstruction, image, ...
@@ -210,11 +210,12 @@ def _gaussian(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
         "traversals",
         grids.image_grid(
             images,
-            "first test image, one dimension moved, the others at their posterior mean",
+            "E[x|z] of the first test image, one dimension moved, the others at their posterior mean\n"
+            "the dimensions whose posterior means spread most (standard deviation in brackets)",
             [f"z{d + 1} ({spread[d]:.2f})" for d in dimensions.tolist()],
             [f"{value:g}" for value in values.tolist()],
             "value of the dimension (the prior's standard deviations)",
-            "dimension (spread of its posterior means)",
+            "dimension",
         ),
     )
     a, b = _two_ends(seen)
@@ -227,25 +228,26 @@ def _discrete(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
     index = seen.states.argmax(-1)  # (N, L)
     states = seen.states.shape[2]
     variables = information(seen.states).argsort(descending=True, stable=True)[:10]
+    codes = seen.states.float().mean((0, 1)).argsort(descending=True, stable=True)[:20].sort().values
+    shown = len(codes)
     count = max(1, min(10 // states, len(index)))  # so many images that the table is about ten wide
-    shown = min(states, 20)
-    images = decode(model, from_states(model.latent, state_traversal(index[:count], variables, shown)))
+    own = index[:count]
+    images = decode(model, from_states(model.latent, state_traversal(own, variables, codes)))  # (R, N * K, ...)
+    before = decode(model, from_states(model.latent, own[None])).repeat_interleave(shown, 1)  # (1, N * K, ...)
+    of = "the first test image" if count == 1 else f"{count} test images"
+    framed = (own[:, variables, None] == codes).transpose(0, 1).flatten(1)  # (N, R, K) -> (R, N * K)
     yield (
         "codes",
         grids.image_grid(
-            images,
-            f"{'first test image' if count == 1 else f'{count} test images'}, one variable set to each code "
-            "(framed: its own)",
+            grids.changes(images, before),
+            f"E[x|z] of {of} with one variable changed; framed: its own code\n"
+            "orange: ink added, blue: ink taken away, three times the change\n"
+            "the variables that say most about the image come first",
             [str(v) for v in variables.tolist()],
-            [str(k) for k in range(shown)] * count,
-            "code" if shown == states else f"code (the first {shown} of {states})",
-            "variable (those that say most about the image)",
-            [
-                (row, image * shown + index[image, v].item())
-                for row, v in enumerate(variables.tolist())
-                for image in range(count)
-                if index[image, v] < shown
-            ],
+            [str(k) for k in codes.tolist()] * count,
+            "code" if shown == states else f"code (the {shown} most used of {states})",
+            "variable",
+            framed.nonzero().tolist(),
         ),
     )
     a, b = _two_ends(seen)

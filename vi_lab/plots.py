@@ -145,7 +145,7 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
     middles = spread_apart(np.stack([np.median(points[labels == k], axis=0) for k in classes]), 0.065 * span)
     for k, middle in zip(classes, middles, strict=True):
         box = {"boxstyle": "circle,pad=0.25", "facecolor": TEN[k % 10], "edgecolor": "white", "linewidth": 1.2}
-        ink = "white" if k in (0, 1, 4, 8) else "black"  # whichever stands out against the class's colour
+        ink = "white" if k in (0, 4, 8) else "black"  # whichever stands out against the class's colour
         axes.annotate(str(k), middle, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
     axes.set_title(title, fontsize=10)
     if axis:
@@ -198,10 +198,11 @@ def code_usage(states: Tensor) -> Figure:
     images, variables, codes = states.shape
     usage = states.mean(0)
     overall, single = perplexity(usage), perplexity(states).log().mean(0).exp()
-    title = f"code usage over {images} test images; mean perplexity {overall.mean():.2f} of {codes}"
+    title = f"code usage over {images} test images (uniform: {1 / codes:.2g}); "
+    title += f"mean perplexity {overall.mean():.2f} of {codes}"
     if codes == 2:
         return _binary_usage(usage[:, 1], (overall / single).log(), title)
-    options = {"sharey": True, "width_ratios": [max(2.0, min(codes / 5, 5.0)), 1]}
+    options = {"sharey": True, "width_ratios": [max(2.0, min(codes / 5, 4.0)), 1]}
     figure, (axes, bars) = chart(1, 2, width=8, height=min(max(3.0, 1.5 + 0.18 * variables), 12), **options)
     heat = axes.imshow(usage.numpy(), cmap="cividis", vmin=0, vmax=usage.max().item(), aspect="auto")
     axes.set_xlabel("code")
@@ -209,11 +210,11 @@ def code_usage(states: Tensor) -> Figure:
     axes.set_xticks(range(0, codes, -(-codes // 20)))
     axes.set_yticks(range(0, variables, -(-variables // 40)))
     axes.tick_params(labelsize=8)
-    figure.colorbar(heat, ax=axes, label=f"mean of q(code | x); all alike: {1 / codes:.3g}")
+    figure.colorbar(heat, ax=axes, label="mean of q(code | x)")
     bars.barh(range(variables), overall.numpy(), color=COLOURS["blue"], height=0.8, label="over all images")
     bars.barh(range(variables), single.numpy(), color=COLOURS["yellow"], height=0.4, label="of one image's q(z|x)")
     bars.set_xlim(0, codes)
-    bars.set_xlabel(f"perplexity (1 to {codes})")
+    bars.set_xlabel("perplexity")
     bars.tick_params(labelsize=8)
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
