@@ -307,7 +307,7 @@ class Pictures(Callback):
                 plots.write_png(self.folder / f"{name}.png", pixels)
                 if isinstance(trainer.logger, TensorBoardLogger):
                     trainer.logger.experiment.add_image(
-                        f"{TAG}/{name}", plots.halved(pixels), trainer.global_step, dataformats="HWC"
+                        f"{TAG}/{name}", plots.reduced(pixels), trainer.global_step, dataformats="HWC"
                     )
 
 
@@ -318,7 +318,7 @@ def project(trainer: lightning.Trainer, model: VAE) -> None:
     with at_rest(model):
         seen = encode(model, trainer.datamodule, PROJECTED)
     trainer.logger.experiment.add_embedding(
-        seen.means.flatten(1).float().cpu(),
+        seen.means.flatten(1).double().cpu().round(decimals=4),  # short decimals: the file is text
         metadata=seen.labels.tolist(),
         label_img=1 - seen.x.float().cpu(),  # dark ink, as the projector's background is white
         global_step=trainer.global_step,

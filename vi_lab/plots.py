@@ -50,11 +50,11 @@ def write_png(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
-def halved(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (H / 2, W / 2, 3), rounded up: the mean of each four pixels."""
+def reduced(pixels: np.ndarray, width: int = 950) -> np.ndarray:
+    """(H, W, 3) for TensorBoard: where it is wider than `width`, the mean of each four pixels, rounded up."""
     from PIL import Image
 
-    return np.asarray(Image.fromarray(pixels).reduce(2))
+    return np.asarray(Image.fromarray(pixels).reduce(2)) if pixels.shape[1] > width else pixels
 
 
 # --- losses ---------------------------------------------------------------------------------------------------
