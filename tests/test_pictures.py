@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.distributions import Bernoulli, Independent, OneHotCategorical
 
-from vi_lab import grids, pictures, plots
+from vi_lab import cli, grids, pictures, plots
 from vi_lab.config import CONFIG_DIR, check_overrides
 from vi_lab.distributions import NearestCode
 from vi_lab.latents import VQ, Categorical
@@ -140,6 +140,18 @@ def test_every_second_epoch_and_the_end(tmp_path: Path) -> None:
     assert steps.pop("pictures/tsne") == [60]
     assert set(steps) == {f"pictures/{name}" for name in (ALWAYS | KINDS["categorical"][1]) - {"tsne"}}
     assert all(at == [24, 48, 60] for at in steps.values())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").write_text("in the way")
+    assert cli.main(["train", *SMALL, *TINY, "hydra.run.dir=run", "figures_every_n_epochs=1"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "figures" in err
 
 
 # --- training is left as it was -------------------------------------------------------------------------------
