@@ -78,7 +78,7 @@ def history(rows: list[dict], final: dict[str, float] | None = None) -> Figure:
         axes.plot(
             rows[-1]["epoch"], final["test/loss"], "*", color=COLOURS["green"], markersize=11, label="test, at the end"
         )
-    return _over_epochs(figure, axes, "loss at true samples (negative ELBO)")
+    return _over_epochs(figure, axes, "loss at samples of the true posterior")
 
 
 def relaxation(rows: list[dict]) -> Figure:
