@@ -274,11 +274,14 @@ def run(
             {f"hp/{name}": final[name] for name in recorder.HYPERPARAMETER_METRICS if name in final},
             trainer.global_step,
         )
-        trainer.logger.finalize("success")
-        if config.figures:
-            from vi_lab.plots import draw_run
+        if config.figures or config.projector:
+            from vi_lab.pictures import Pictures, project
 
-            draw_run(folder / "figures", model, datamodule, recorder.rows)
+            for pictures in (callback for callback in trainer.callbacks if isinstance(callback, Pictures)):
+                pictures.finish(trainer, model)
+            if config.projector:
+                project(trainer, model)
+        trainer.logger.finalize("success")
         _report(console, folder, final, time.perf_counter() - started)
     return final.get("val/loss", final["test/loss"])
 
@@ -358,6 +361,7 @@ def build_trainer(
 
     from vi_lab.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
     from vi_lab.checkpoints import AtomicCheckpointIO, Checkpoints
+    from vi_lab.pictures import Pictures
 
     # Lightning's notices repeat what the first line of the run says already; its warnings stay.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -377,6 +381,8 @@ def build_trainer(
     display = ProgressDisplay(console, recorder, console.is_terminal and not label, label)
     audit = plain(config.audit)
     watch = [GradientAudit(**audit)] if audit["every_n_steps"] else []
+    if config.figures:
+        watch.append(Pictures(folder / "figures", recorder, config.figures_every_n_epochs))
     arguments = {**plain(config.accelerator), **plain(config.trainer)}
     try:
         trainer = lightning.Trainer(
