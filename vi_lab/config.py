@@ -361,14 +361,15 @@ def _initialized() -> AbstractContextManager:
 
 def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
-    search = [f"hydra.searchpath=[{_quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+    search = [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
     with _initialized():
         config = compose(name, [*overrides, *search], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """`text` as a value in an override, whatever it holds."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

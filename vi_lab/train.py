@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.config import CONFIG_DIR, check_overrides, explain, leaves, plain, read_arguments
+from vi_lab.config import CONFIG_DIR, check_overrides, explain, leaves, plain, quote, read_arguments
 from vi_lab.errors import UserError, one_line
 from vi_lab.snapshot import Status, environment, write_json, write_text
 
@@ -42,10 +42,14 @@ def launch(name: str, task: Callable[[], None], argv: list[str]) -> int:
         UserError: a mistake in the overrides, before anything heavy is imported.
     """
     arguments, argv = read_arguments(argv)
+    sweep = None
     asks = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
     if not any(asks):
         configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
         _check_accelerators(configs, arguments.multirun)
+        if arguments.multirun and name == "train":
+            sweep = HydraConfig.get().sweep.dir
+            argv.append(f"hydra.sweep.dir={quote(sweep)}")  # its timestamp stays as it is resolved here
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, instead of Hydra's own report and exit
     original = sys.argv
     sys.argv = [original[0], *argv]
@@ -58,6 +62,10 @@ def launch(name: str, task: Callable[[], None], argv: list[str]) -> int:
         raise abort.error from None
     finally:
         sys.argv = original
+        if sweep is not None and Path(sweep).is_dir():
+            from vi_lab.compare import summarize
+
+            summarize(Path(sweep))
     return 0
 
 
@@ -128,12 +136,15 @@ def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, l
 
     from rich.console import Console
 
+    from vi_lab.audit import decoder_evaluations
+
     console = Console(soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", 0)) > 0)
     write_text(folder / "config_resolved.yaml", OmegaConf.to_yaml(config, resolve=True))
     datamodule, model, optimizer_text = build(config)
     images = datamodule.load()
     data = {"source": config.data.source, "sha256": datamodule.checksum()}
-    write_json(folder / "environment.json", environment(command, device_name, data))
+    evaluations = {"decoder_evaluations": decoder_evaluations(model, datamodule.shape)}  # per image and step
+    write_json(folder / "environment.json", {**environment(command, device_name, data), **evaluations})
     console.print(
         f"{label}{config.name} seed {config.seed}: {model.latent} on {config.data.source} "
         f"({len(images.train_images) - config.data.validation} images, {config.data.binarization} binarisation), "
