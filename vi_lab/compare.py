@@ -138,8 +138,8 @@ class Group:
 
     records: list[Record]
     name: str = ""
-    tried: int = 1
-    """How many settings of this estimator it was selected from."""
+    rivals: list[Group] = field(default_factory=list)
+    """Other settings of this estimator, over which it was selected."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -329,9 +329,8 @@ def _sections(groups: list[Group], reference: str | None, select: bool) -> list[
         if select:
             best: dict[str, Group] = {}
             for group in members:
-                if group.estimator in best:
-                    best[group.estimator].tried += 1
-                best.setdefault(group.estimator, group)
+                if (chosen := best.setdefault(group.estimator, group)) is not group:
+                    chosen.rivals.append(group)
             members = list(best.values())
         sections.append(Section(_title(members[0].settings), members, members[0], selection))
     if reference is not None:
@@ -439,6 +438,8 @@ def _section_notes(section: Section, comparison: Comparison) -> Iterable[str]:
     unequal = [f"{word} ({spread})" for word, value in budget.items() if (spread := _spread(groups, value))]
     if unequal:
         yield f"Unequal budgets: {'; '.join(unequal)}. Differences are not those of the methods alone."
+    if uneven := [g for g in groups if any(len(rival.seeds) != len(g.seeds) for rival in g.rivals)]:
+        yield f"The settings that were tried had different numbers of seeds: {names(uneven)}. Few seeds win by luck."
     single = [group for group in groups if len(group.seeds) == 1]
     if single:
         yield f"One seed only: {names(single)}. There is no standard error and no interval."

@@ -16,7 +16,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vi_lab.compare import Comparison, Group, Section
 from vi_lab.errors import ViLabError
@@ -132,6 +132,8 @@ def _panel(
     ends = [table[x].iloc[-1] for table in drawn.values()]
     if x == "evaluations" and min(ends) > 0 and max(ends) / min(ends) > 30:
         axes.set_xscale("log")
+    if x == "evaluations":
+        axes.xaxis.set_major_formatter(EngFormatter())  # 50 k, 1 M
     split = "validation" if _loss(section) == "val/loss" else "training, unrelaxed"
     axes.set_xlabel(label, color=INK)
     axes.set_ylabel(f"{split} loss (nats per image)", color=INK)

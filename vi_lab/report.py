@@ -59,7 +59,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("seeds", lambda _, g: str(len(g.seeds))),
     ]
     if comparison.selected:
-        result.append(Column("settings tried", lambda _, g: str(g.tried)))
+        result.append(Column("tried", lambda _, g: str(1 + len(g.rivals))))
     for metric, heading in METRICS.items():
         if not comparison.has(metric):
             continue
@@ -104,7 +104,9 @@ def explanation(comparison: Comparison) -> list[str]:
     selection = " and ".join(sorted({s.selection for s in comparison.sections}, reverse=True))
     sentences = ["Nats per image, lower is better; mean ± standard error over seeds."]
     if comparison.selected:
-        sentences.append(f"Of each estimator the setting with the best mean {selection}; reported on the test images.")
+        sentences.append(
+            f"Of each estimator the best of all settings tried, by mean {selection}; reported on test images."
+        )
     else:
         sentences.append(f"Ordered by mean {selection}; the first of a table is its reference unless named otherwise.")
     if any(len(section.groups) > 1 for section in comparison.sections):
@@ -179,7 +181,7 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
                 "section": csv_text(section.title),
                 "reference": csv_text(section.reference.name),
                 "selected_by": section.selection,
-                "settings_tried": group.tried,
+                "settings_tried": 1 + len(group.rivals),
                 "seeds": len(group.seeds),
                 "seed_list": csv_text(printable(" ".join(map(str, group.seeds)))),
                 "decoder_evaluations": group.decoder_evaluations,
@@ -259,13 +261,17 @@ def tex_text(value: str) -> str:
     return "".join(TEX.get(c, c) for c in value)
 
 
+def _tex_cell(column: Column, value: str) -> str:
+    return re.sub(r"-(?=\d)", "$-$", tex_text(value)) if column.numeric else tex_text(value)
+
+
 def latex(comparison: Comparison) -> str:
     r"""A table for each section, for \usepackage{booktabs}."""
     chosen = columns(comparison)
-    lines = [r"% \usepackage{booktabs} and, for intervals, \usepackage[T1]{fontenc}"]
+    lines = [r"% \usepackage{booktabs}; for quotation marks in names \usepackage[T1]{fontenc}"]
     for section in comparison.sections:
         caption = " ".join([f"{section.title}.", *explanation(comparison)])
-        cells = [[tex_text(column.cell(section, group)) for column in chosen] for group in section.groups]
+        cells = [[_tex_cell(column, column.cell(section, group)) for column in chosen] for group in section.groups]
         lines += [
             r"\begin{table}",
             r"  \centering",
@@ -274,7 +280,7 @@ def latex(comparison: Comparison) -> str:
             r"    \toprule",
             "    " + " & ".join(tex_text(column.heading) for column in chosen) + r" \\",
             r"    \midrule",
-            *("    " + " & ".join(row).replace("-", "$-$") + r" \\" for row in cells),
+            *("    " + " & ".join(row) + r" \\" for row in cells),
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",
@@ -293,7 +299,7 @@ PAGE = """<!doctype html>
 <title>vi_lab comparison</title>
 <style>
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; --warn: #e69f0033; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 82rem; padding: 0 1rem;
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem;
   background: Canvas; color: CanvasText; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; }
@@ -305,7 +311,7 @@ tbody tr:hover { background: var(--soft); }
 tr.reference { font-weight: 600; }
 ul.notes { background: var(--warn); border-left: 4px solid #e69f00; padding: .6rem 1rem .6rem 2rem; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { font-weight: 600; }
-td, li, p { overflow-wrap: anywhere; } td.n { overflow-wrap: normal; }
+td, li, p { overflow-wrap: anywhere; } td { min-width: 9rem; } td.n { min-width: 0; }
 </style>
 </head>
 <body>
@@ -317,7 +323,8 @@ td, li, p { overflow-wrap: anywhere; } td.n { overflow-wrap: normal; }
 {% for section in comparison.sections %}<div class="scroll"><table>
 <caption>{{ section.title }}</caption>
 <thead><tr>
-{%- for c in columns %}<th scope="col"{{ ' class="n"' | safe if c.numeric }}>{{ c.heading }}</th>{% endfor %}</tr></thead>
+{%- for c in columns %}<th scope="col"{{ ' class="n"' | safe if c.numeric }}>{{ c.heading }}</th>{% endfor -%}
+</tr></thead>
 <tbody>
 {% for group in section.groups %}<tr{{ ' class="reference"' | safe if group is same(section.reference) }}>
 {%- for c in columns %}<td{{ ' class="n"' | safe if c.numeric }}>{{ c.cell(section, group) }}</td>{% endfor %}</tr>
