@@ -39,6 +39,10 @@ SAME_LOSS = {
     "trainer.limit_test_batches": "part of the test images",
 }
 """Where runs differ in one of these, their losses are different quantities."""
+NEEDED = (
+    *("name", "seed", "data.seed", "data.source", "data.binarization", "data.batch_size", "accelerator.devices"),
+    *("latent._target_", "likelihood._target_"),
+)
 
 
 # --- statistics ----------------------------------------------------------------------------------------------------
@@ -99,18 +103,26 @@ class Record:
         seed, data = self.run.settings["seed"], self.run.settings["data.seed"]
         return seed if seed == data else f"{seed}/{data}"
 
+    def environment(self, *path: str) -> Any:
+        """A value of environment.json; "unknown" where it is not there."""
+        node: Any = self.run.environment
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        return "unknown" if node is None else node
+
     @property
     def decoder_evaluations(self) -> float:
         """Decoder evaluations per image and training step; NaN where the run has not recorded them."""
-        value = self.run.environment.get("decoder_evaluations")
+        value = self.environment("decoder_evaluations")
         return float(value) if _is_number(value) and value > 0 else math.nan
 
     @property
     def images_per_step(self) -> int:
         """Training images per optimiser step."""
         settings = self.run.settings
-        parts = (settings["data.batch_size"], settings["accelerator.devices"])
-        return math.prod(parts) * settings.get("trainer.accumulate_grad_batches", 1)
+        accumulated = settings.get("trainer.accumulate_grad_batches", 1)
+        parts = (settings["data.batch_size"], settings["accelerator.devices"], accumulated)
+        return math.prod(part for part in parts if isinstance(part, int))
 
     @cached_property
     def history(self) -> pandas.DataFrame:
@@ -232,9 +244,11 @@ def read_record(run: Run) -> Record:
         state = {"running": "still running, or killed", "unknown": "no status.json"}.get(run.state, run.state)
         raise ViLabError(f"{state}{f': {reason}' if reason else ''}")
     try:
-        _ = run.settings
+        missing = [key for key in NEEDED if key not in run.settings]
     except ViLabError as error:
         raise ViLabError(one_line(error).removeprefix(f"{run.folder}/").removeprefix(f"{run.folder}: ")) from error
+    if missing:
+        raise ViLabError(f"config_resolved.yaml lacks {missing[0]}")
     # `vi-lab evaluate` adds what was not measured at the end of training; it does not replace what was
     stored = {**read_json(run.folder, "evaluation.json"), **read_json(run.folder, "metrics.json")}
     numbers = {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
@@ -387,7 +401,7 @@ def _setting(key: str) -> Callable[[Record], Any]:
 
 
 def _environment(*keys: str) -> Callable[[Record], Any]:
-    return lambda record: ", ".join(str(record.run.environment.get(key, "unknown")) for key in keys)
+    return lambda record: ", ".join(str(record.environment(key)) for key in keys)
 
 
 def _notes(comparison: Comparison) -> Iterable[str]:
@@ -428,7 +442,7 @@ def _section_notes(section: Section, comparison: Comparison) -> Iterable[str]:
             f"Nothing was held out in some of these runs, so they are {how} by the test loss itself, which flatters "
             "the best."
         )
-    if spread := _spread(groups, lambda r: (r.run.environment.get("data") or {}).get("sha256", "unknown")[:8]):
+    if spread := _spread(groups, lambda r: str(r.environment("data", "sha256"))[:8]):
         yield f"The data files differ (sha256 {spread}): their losses do not compare."
     budget = {
         "training steps": lambda r: int(r.numbers.get("step", 0)),

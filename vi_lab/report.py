@@ -41,7 +41,10 @@ METRICS = {
 }
 COMPARED = ("test/loss", "test/nll")
 """Metrics that are held against the reference."""
-DISPENSABLE = ("active units", "bits/dim", "train", "gap", "unrelaxed", "evaluations", "s/epoch", "latent")
+DISPENSABLE = (
+    *("active units", "bits/dim", "train", "gap", "unrelaxed", "evaluations", "s/epoch", "latent"),
+    *("NLL - reference", "NLL", "tried", "test - reference"),
+)
 """Columns that a narrow terminal does without, first to last."""
 
 
@@ -129,7 +132,8 @@ def show(comparison: Comparison, console: Console) -> None:
     """The tables and what to know about them. On a narrow terminal the least needed columns are left out."""
     chosen = columns(comparison)
     for heading in DISPENSABLE:
-        widest = max(console.measure(_table(s, chosen)).minimum for s in comparison.sections)
+        wide = console.options.update(width=10_000)
+        widest = max(console.measure(_table(s, chosen), options=wide).minimum for s in comparison.sections)
         if widest <= console.width:
             break
         chosen = [column for column in chosen if column.heading != heading]
@@ -146,10 +150,11 @@ def show(comparison: Comparison, console: Console) -> None:
 def _table(section: Section, chosen: list[Column]) -> Table:
     table = Table(title=Text(section.title), title_justify="left")
     for column in chosen:
+        cells = [column.heading, *(column.cell(section, group) for group in section.groups)]
         if column.numeric:
-            table.add_column(column.heading, justify="right", no_wrap=True)
+            table.add_column(column.heading, justify="right", no_wrap=True, min_width=max(map(len, cells)))
         else:
-            table.add_column(column.heading, overflow="fold", min_width=16)
+            table.add_column(column.heading, overflow="fold", min_width=12)
     for group in section.groups:
         table.add_row(*(Text(column.cell(section, group)) for column in chosen))
     return table
@@ -361,7 +366,8 @@ def html(comparison: Comparison, figures: list[curves.Curves]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.tests["same"] = lambda one, other: one is other
     settings = differing(comparison.groups)
-    tables = {"every run": run_rows(comparison).fillna("")}
+    runs = run_rows(comparison).astype(object)
+    tables = {"every run": runs.where(runs.notna(), "")}
     if settings:
         names = [group.name for group in comparison.groups]
         tables["settings in which the groups differ"] = pandas.DataFrame(

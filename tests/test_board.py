@@ -1,0 +1,88 @@
+"""`vi-lab board` over a small sweep, asked over HTTP as the page asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from vi_lab import cli
+
+SMALL = ["data=digits", "trainer.max_epochs=1", "figures=false", "network.encoder.hidden=[16]",
+         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
+
+
+def get(url: str, body: dict | None = None) -> object:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path) -> None:
+    # in a process of its own: TensorBoard counts its event files per process, and reads .10 before .9
+    command = [sys.executable, "-m", "vi_lab", "train", *SMALL, "-m", "temperature=0.5,1.0", "hydra.sweep.dir=sweep"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "vi_lab", "board", "sweep", "--port", port]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        try:
+            lines = [process.stdout.readline() for _ in range(4)]
+            assert lines[0] == f"Port {port} is taken; using a free one.\n"
+            url = re.fullmatch(r"TensorBoard of sweep: (http://127\.0\.0\.1:\d+/)\n", lines[1])[1]
+            assert "Custom scalars" in lines[2]
+            assert "HParams" in lines[2]
+            assert "Ctrl-C" in lines[3]
+            asked = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"], "sliceSize": 10}
+            for _ in range(100):  # it reads the events in the background, the final values last
+                groups = get(f"{url}data/plugin/hparams/session_groups", asked).get("sessionGroups", [])
+                if len(groups) == 2 and "NaN" not in json.dumps(groups):
+                    break
+                time.sleep(0.1)
+            runs = get(f"{url}data/runs")
+            assert sorted(runs) == ["0-gumbel_softmax-s0", "1-gumbel_softmax-s0"]
+            layout = get(f"{url}data/plugin/custom_scalars/layout")
+            chart = layout["category"][0]["chart"][0]
+            assert chart["multiline"]["tag"] == ["train/loss", "train/loss_unrelaxed"]
+            for tag in chart["multiline"]["tag"]:
+                query = urllib.parse.urlencode({"run": runs[0], "tag": f"^{tag}$"})
+                curves = get(f"{url}data/plugin/custom_scalars/scalars?{query}")
+                assert len(curves["tag_to_events"][tag]) == 2  # 12 steps, a point each 5
+            assert {group["hparams"]["temperature"] for group in groups} == {0.5, 1.0}
+            assert all(metric["value"] > 0 for group in groups for metric in group["metricValues"])
+        finally:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.strip() == "TensorBoard ended."
+    assert "Traceback" not in err
+
+
+def test_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for arguments, words in (
+        ([str(tmp_path / "nope")], "no such folder"),
+        ([str(tmp_path)], "no TensorBoard events below it"),
+        ([str(tmp_path), "--port", "99999"], "wanted a port"),
+        ([str(tmp_path), "--host", "0.0.0.0"], "unrecognized arguments"),
+    ):
+        assert cli.main(["board", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
