@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import html.parser
@@ -31,8 +32,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @functools.cache
-def composed(*overrides: str) -> str:
-    return yaml.safe_dump(check_overrides("train", [*SMALL, *overrides], multirun=False)[0], sort_keys=False)
+def composed(*overrides: str) -> dict:
+    return check_overrides("train", [*SMALL, *overrides], multirun=False)[0]
 
 
 def write_run(
@@ -42,7 +43,7 @@ def write_run(
 ) -> Path:  # fmt: skip
     """A finished run folder as `vi-lab train` would leave it, with these results."""
     folder.mkdir(parents=True)
-    values = yaml.safe_load(composed(*overrides)) | {"seed": seed} | (settings or {})
+    values = copy.deepcopy(composed(*overrides)) | {"seed": seed} | (settings or {})
     values["data"]["seed"] = seed
     (folder / "config_resolved.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     final = {"train/loss": test - 2, "train/loss_unrelaxed": test - 1, "train/relaxation_gap": 1.0}
@@ -272,11 +273,17 @@ def test_what_is_not_finished_is_left_out_by_name_with_the_reason(sweep: Path) -
 def test_the_evaluation_of_a_run_adds_columns(sweep: Path) -> None:
     assert "NLL" not in report.markdown(compared(sweep))
     for seed in range(3):
-        write_json(sweep / f"rloo-s{seed}" / "evaluation.json", {"test/nll": 95.0 + seed, "test/loss": 1.0, "k": "v"})
+        metrics = {"nll": 95.0 + seed, "loss": 1.0}
+        evaluation = {"split": "test", "weights": "last", "samples": 5000, "metrics": metrics}
+        write_json(sweep / f"rloo-s{seed}" / "evaluation.json", evaluation)
+        other = evaluation | {"weights": "best"}
+        write_json(sweep / f"gaussian-s{seed}" / "evaluation.json", other)
     comparison = compared(sweep)
     text = report.markdown(comparison)
     assert "| NLL |" in text
     assert "96.00 ± 0.58" in text
+    assert comparison.groups[2].metric("test/nll").empty  # of other weights than its losses
+    assert "samples K per image (5000: rloo; 100: gumbel_softmax, gaussian)" in notes(comparison)
     assert comparison.groups[0].mean("test/loss") > 100  # of the end of training, as for the others
 
 
@@ -439,7 +446,7 @@ def hostile(tmp_path: Path) -> Path:
     for index, name in enumerate(NAMES):
         raw = name.encode("utf-8", "replace").decode()
         settings = {"name": "evil" if set(raw) & set("/\\") else raw}
-        settings["trainer"] = yaml.safe_load(composed())["trainer"] | {"note": raw}
+        settings["trainer"] = composed()["trainer"] | {"note": raw}
         run = write_run(folder / f"{index}", val=100 + index, settings=settings)
         numbers = json.loads((run / "metrics.json").read_text())
         huge = {"test/nll": 10**400, "test/<b>": 1.0, "=cmd()": 2.0, "val/kl": "<script>", "test/x": True}

@@ -96,6 +96,8 @@ class Record:
     run: Run
     numbers: dict[str, float]
     """The final metrics, with `step`: all finite."""
+    evaluation: dict[str, Any]
+    """evaluation.json, where it is of the last weights and all asked-for test images; otherwise empty."""
 
     @property
     def seed(self) -> int | str:
@@ -249,12 +251,19 @@ def read_record(run: Run) -> Record:
         raise ViLabError(one_line(error).removeprefix(f"{run.folder}/").removeprefix(f"{run.folder}: ")) from error
     if missing:
         raise ViLabError(f"config_resolved.yaml lacks {missing[0]}")
-    # `vi-lab evaluate` adds what was not measured at the end of training; it does not replace what was
-    stored = {**read_json(run.folder, "evaluation.json"), **read_json(run.folder, "metrics.json")}
+    evaluation = read_json(run.folder, "evaluation.json")
+    whole = not evaluation.get("interrupted") and isinstance(evaluation.get("metrics"), dict)
+    if not whole or evaluation.get("split") != "test" or evaluation.get("weights", "last") != "last":
+        evaluation = {}
+    # `vi-lab evaluate` may have more samples of the likelihood; the losses stay those of the end of training
+    final = read_json(run.folder, "metrics.json")
+    losses = {name: final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
+    later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
+    stored = {**final, **later, **losses}
     numbers = {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
     if "test/loss" not in numbers:
         raise ViLabError("metrics.json has no finite test/loss")
-    return Record(run, numbers)
+    return Record(run, numbers, evaluation)
 
 
 def compare(runs: Iterable[Run], reference: str | None = None, select: bool = False) -> Comparison:
@@ -420,7 +429,7 @@ def _notes(comparison: Comparison) -> Iterable[str]:
         yield from (f"{note[:-1]}{where}." for note in _section_notes(section, comparison))
     if comparison.has("test/nll"):
         for key, word in (("samples", "samples K per image"), ("images", "test images")):
-            if spread := _spread(groups, _setting(f"evaluation.{key}")):
+            if spread := _spread(groups, lambda r, k=key: r.evaluation.get(k, r.run.settings.get(f"evaluation.{k}"))):
                 yield f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
     if spread := _spread(groups, _environment("processor", "device", "threads")):
         yield f"Wall times come from different machines or numbers of threads ({spread})."
