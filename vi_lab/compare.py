@@ -242,9 +242,9 @@ def read_record(run: Run) -> Record:
         ViLabError: it has not finished, or cannot be read; the message is the reason, without the folder.
     """
     if run.state != "completed":
-        reason = run.status.get("reason")
+        reason = str(run.status.get("reason") or "")
         state = {"running": "still running, or killed", "unknown": "no status.json"}.get(run.state, run.state)
-        raise ViLabError(f"{state}{f': {reason}' if reason else ''}")
+        raise ViLabError(reason if reason.startswith(state) else f"{state}{reason and ': '}{reason}")
     try:
         missing = [key for key in NEEDED if key not in run.settings]
     except ViLabError as error:

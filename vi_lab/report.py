@@ -316,7 +316,8 @@ tbody tr:hover { background: var(--soft); }
 tr.reference { font-weight: 600; }
 ul.notes { background: var(--warn); border-left: 4px solid #e69f00; padding: .6rem 1rem .6rem 2rem; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { font-weight: 600; }
-td, li, p { overflow-wrap: anywhere; } td { min-width: 9rem; } td:first-child { min-width: 13rem; } td.n { min-width: 0; }
+td, li, p { overflow-wrap: anywhere; }
+td { min-width: 9rem; } td:first-child { min-width: 13rem; } td.n { min-width: 0; }
 </style>
 </head>
 <body>
