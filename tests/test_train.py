@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import zipfile
@@ -159,7 +158,7 @@ def test_a_failed_job_does_not_stop_the_sweep(
 
 
 def test_a_diverging_loss_is_an_error_that_says_where(tmp_path: Path) -> None:
-    with pytest.raises(ViLabError, match=r"train/\w+ became .* by step \d+ .*lower optimizer\.lr"):
+    with pytest.raises(ViLabError, match=r"the loss became nan at step 2 \(epoch 1, .*lower optimizer\.lr"):
         train(tmp_path, "optimizer=sgd", "optimizer.lr=1e30")
 
 
@@ -169,20 +168,6 @@ def test_an_output_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureF
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "file/run" in err
-
-
-def test_ctrl_c_ends_in_one_line_and_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vi_lab", "train", *SMALL, "trainer.max_epochs=100000", "hydra.run.dir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert re.fullmatch(r"vi-lab train: interrupted at epoch \d+\n", err)
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_absent_data_is_one_line(

@@ -23,6 +23,8 @@ from vi_lab.models import VAE
 from vi_lab.schedules import Schedule
 from vi_lab.snapshot import write_csv
 
+ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temperature's floor"
+
 
 class Temperature(Callback):
     """Writes schedule(global step) into the estimator's temperature before each step. Stateless.
@@ -66,7 +68,7 @@ class Recorder(Callback):
     equal runs is equal.
 
     Raises:
-        ViLabError: a mean is not finite.
+        ViLabError: a loss or a mean is not finite.
     """
 
     # one chart with both losses, in TensorBoard's "custom scalars" tab
@@ -86,26 +88,59 @@ class Recorder(Callback):
         self.rows: list[dict] = []
         self.timing: list[dict] = []
         self.final: dict[str, float] = {}
+        self.losses: list[tuple[int, torch.Tensor]] = []  # (step, loss), not yet looked at
+        self.epoch_started = time.perf_counter()
+        self.resumed_after: float | None = None  # seconds into the epoch at the checkpoint
 
     def state_dict(self) -> dict:
-        return {"rows": self.rows, "timing": self.timing}
+        return {"rows": self.rows, "timing": self.timing, "elapsed": time.perf_counter() - self.epoch_started}
 
     def load_state_dict(self, state: dict) -> None:
         self.rows, self.timing = state["rows"], state["timing"]
+        self.resumed_after = state["elapsed"]
+        if self.rows:
+            self.final = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
 
     def on_fit_start(self, trainer: lightning.Trainer, module: VAE) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
+        if isinstance(trainer.logger, TensorBoardLogger) and self.resumed_after is None:
             trainer.logger.log_hyperparams(
                 self.hyperparameters, {f"hp/{name}": math.nan for name in self.HYPERPARAMETER_METRICS}
             )
             trainer.logger.experiment.add_custom_scalars(self.LAYOUT)
 
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        # within an epoch Lightning does not say `on_train_epoch_start` again
+        self.epoch_started = time.perf_counter() - (self.resumed_after or 0)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: VAE) -> None:
         self.epoch_started = time.perf_counter()
+
+    def on_before_backward(self, trainer: lightning.Trainer, module: VAE, loss: torch.Tensor) -> None:
+        self.losses.append((trainer.global_step + 1, loss.detach()))
+        if loss.device.type == "cpu":  # reading costs nothing here; elsewhere it would wait for the device
+            self.check_losses(trainer, module)
+
+    def check_losses(self, trainer: lightning.Trainer, module: VAE) -> None:
+        """Look at the losses since the last look.
+
+        Raises:
+            ViLabError: one was not finite; names the first such step.
+        """
+        losses, self.losses = self.losses, []
+        if not losses or bool((finite := torch.stack([loss for _, loss in losses]).isfinite()).all()):
+            return
+        step, loss = losses[finite.tolist().index(False)]
+        # the terms at hand are those of the last step
+        terms = [f"{name} {module.latest[name]:g}" for name in ("reconstruction", "kl") if step == losses[-1][0]]
+        raise ViLabError(
+            f"the loss became {loss.item()} at step {step} (epoch {trainer.current_epoch + 1}"
+            f"{''.join(f', {term}' for term in terms)}); {ADVICE}; the last checkpoint is kept"
+        )
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0:
+            self.check_losses(trainer, module)
             means = self._checked(trainer, module.window_means.compute())
             module.window_means.reset()
             trainer.logger.log_metrics({**means, **self._temperature()}, step)
@@ -134,6 +169,7 @@ class Recorder(Callback):
         self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._temperature()})
         seconds = time.perf_counter() - self.epoch_started
         self.timing.append({"epoch": epoch, "step": step, "seconds": round(seconds, 4)})
+        self.epoch_started = time.perf_counter()
         self.final = {**means, **evaluation, **self._temperature()}
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", self.rows)
@@ -153,7 +189,7 @@ class Recorder(Callback):
             if not math.isfinite(value):
                 raise ViLabError(
                     f"{name} became {value} by step {trainer.global_step} (epoch {trainer.current_epoch + 1}); "
-                    "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temperature's floor"
+                    f"{ADVICE}; the last checkpoint is kept"
                 )
         return means
 

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"vi-lab {command}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
+        return getattr(error, "exit_code", 130)
 
 
 def _debug(arguments: list[str]) -> bool:

@@ -437,7 +437,15 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     flags = list(argv)
     for override in arguments.overrides:
         flags.remove(override)
+    arguments.overrides = [_quote_unicode(override) for override in arguments.overrides]
     return arguments, [*flags, *arguments.overrides]
+
+
+def _quote_unicode(override: str) -> str:
+    """Hydra's grammar takes text beyond ASCII in quotes only; a path such as /home/jürgen should need none."""
+    key, equals, value = override.partition("=")
+    bare = equals and not value.isascii() and not re.search(r"[,\[\](){}'\"]", value)
+    return f"{key}={quote(value)}" if bare else override
 
 
 def plain(node: Any) -> Any:

@@ -1,5 +1,9 @@
 """Errors that end a command in one clear line instead of a traceback."""
 
+from __future__ import annotations
+
+import signal
+
 
 class ViLabError(Exception):
     """Something in the world went wrong (a file, the network, a diverged loss). Exit code 1."""
@@ -11,6 +15,18 @@ class UserError(ViLabError):
     """The command cannot work as given: says what was wanted, what came and what to do. Exit code 2."""
 
     exit_code = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has stopped the run. Exit code 128 + its number: 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__(" ".join(filter(None, ("interrupted by", signal.Signals(number).name, where))))
+        self.number, self.where = number, where
+        self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple:
+        return Interrupted, (self.number, self.where)  # parallel launchers send it between processes
 
 
 def one_line(error: BaseException) -> str:

@@ -94,6 +94,7 @@ class VAE(lightning.LightningModule):
         self.optimizer, self.seed = optimizer, seed
         self.epoch_means, self.window_means = Means(), Means()
         self.evaluation_means: dict[str, Means] = {}
+        self.latest: dict[str, Tensor] = {}  # this step's terms, for the message where one is not finite
 
     def posterior(self, x: Tensor) -> Distribution:
         """q(z|x), batch shape (B,)."""
@@ -145,6 +146,7 @@ class VAE(lightning.LightningModule):
             "kl": terms.kl.mean(),
             **self.extra_metrics(q, terms),
         }
+        self.latest = values
         stacked = torch.stack([value.float() for value in values.values()])
         for means in (self.epoch_means, self.window_means):
             means.names = [f"train/{name}" for name in values]

@@ -15,6 +15,7 @@ import csv
 import glob
 import json
 import statistics
+import zipfile
 from collections.abc import Iterable
 from functools import cached_property
 from math import nan
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vi_lab.config import check_stored, leaves
 from vi_lab.errors import UserError, ViLabError, one_line
+from vi_lab.stopping import is_held
 
 if TYPE_CHECKING:
     import pandas
@@ -104,6 +106,8 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     import torch
 
     try:
+        if damaged := zipfile.ZipFile(file).testzip():  # torch does not compare the checksums that it writes
+            raise ValueError(f"{damaged} does not match its checksum")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ViLabError(f"{file}: there is no such checkpoint") from None
@@ -115,16 +119,29 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(model: VAE, file: Path) -> None:
-    """The weights in a checkpoint.
+def check_weights(model: VAE, checkpoint: dict[str, Any]) -> None:
+    """Load a checkpoint's weights into a model.
 
     Raises:
-        ViLabError: they are damaged, or of another architecture.
+        ViLabError: they are of another architecture.
     """
     try:
-        model.load_state_dict(load_checkpoint(file)["state_dict"])
+        model.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ViLabError(f"{file}: weights of another architecture ({one_line(error)[:300]})") from error
+        raise ViLabError(f"weights of another architecture ({one_line(error)[:300]})") from error
+
+
+def load_weights(model: VAE, file: Path) -> None:
+    """Load the weights in a checkpoint file.
+
+    Raises:
+        ViLabError: it is damaged, or of another architecture.
+    """
+    checkpoint = load_checkpoint(file)
+    try:
+        check_weights(model, checkpoint)
+    except ViLabError as error:
+        raise ViLabError(f"{file}: {error}") from error
 
 
 class Run:
@@ -167,8 +184,9 @@ class Run:
 
     @property
     def state(self) -> str:
-        """running, completed, interrupted, failed or unknown."""
-        return str(self.status.get("state", "unknown"))
+        """running, completed, interrupted, failed, killed (it says running, and no process is there) or unknown."""
+        state = str(self.status.get("state", "unknown"))
+        return "killed" if state == "running" and not is_held(self.folder) else state
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -300,3 +318,9 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _is_audit(folder: Path) -> bool:
     return (folder / "audit.json").is_file()
+
+
+def finished(folder: Path) -> float | None:
+    """What a completed run returns to a sweep (validation loss, else test loss); None where it is not completed."""
+    run = Run(folder)
+    return run.final.get("val/loss", run.final.get("test/loss")) if run.state == "completed" else None

@@ -136,3 +136,14 @@ def environment(command: str, device: str, data: dict[str, str]) -> dict:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "data": data,
     }
+
+
+def differences(then: dict, now: dict) -> list[str]:
+    """What of code, versions, hardware, threads and data two snapshots (see `environment`) differ in, in words."""
+
+    def flat(snapshot: dict) -> dict[str, Any]:
+        return {**snapshot, **{f"{k}.{i}": v for k in ("packages", "data") for i, v in (snapshot.get(k) or {}).items()}}
+
+    then, now = flat(then), flat(now)
+    keys = [key for key in now if key not in ("command", "packages", "data", "platform")]
+    return [f"{key} is {now[key]}, was {then.get(key)}" for key in keys if now[key] != then.get(key)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +20,47 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.config import CONFIG_DIR, check_overrides, explain, leaves, plain, quote, read_arguments
-from vi_lab.errors import UserError, one_line
-from vi_lab.snapshot import Status, environment, write_json, write_text
+from vi_lab.config import CONFIG_DIR, check_overrides, check_targets, explain, leaves, plain, quote, read_arguments
+from vi_lab.errors import Interrupted, UserError, one_line
+from vi_lab.runs import CONFIG_FILE, check_weights, finished, read_json
+from vi_lab.snapshot import Status, differences, environment, write_json, write_text
+from vi_lab.stopping import Stop, hold
 
 if TYPE_CHECKING:
     import lightning
 
+    from vi_lab.callbacks import Recorder
     from vi_lab.data import MNISTDataModule
     from vi_lab.estimators import GradientEstimator
     from vi_lab.models import VAE
 
 
 def main(argv: list[str]) -> int:
-    """Check the overrides, then let Hydra run the job or the sweep."""
-    return launch("train", task, argv)
+    """Check the overrides, then let Hydra run the job or the sweep, or go on with one."""
+    arguments, _ = read_arguments(argv)
+    folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null") or _only_asks(arguments):
+        return launch("train", task, argv)
+    from vi_lab.resume import resume_run, resume_sweep
+
+    folder, others = Path(_unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
+    if (folder / "multirun.yaml").is_file():
+        return launch("train", task, resume_sweep(folder, others), resuming=True)
+    _command_line[:] = [sys.argv[0], "train", *argv]
+    resume_run(folder, others)
+    return 0
 
 
-def launch(name: str, task: Callable[[], None], argv: list[str]) -> int:
+def _unquote(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _only_asks(arguments: argparse.Namespace) -> bool:
+    """Whether Hydra is asked for information instead of a run."""
+    return any((arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion))
+
+
+def launch(name: str, task: Callable[[], None], argv: list[str], resuming: bool = False) -> int:
     """Check the overrides of the command `name`, then let Hydra run its `task` on the composed config.
 
     Raises:
@@ -43,11 +68,14 @@ def launch(name: str, task: Callable[[], None], argv: list[str]) -> int:
     """
     arguments, argv = read_arguments(argv)
     sweep = None
-    asks = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
-    if not any(asks):
+    if not _only_asks(arguments):
         configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
-        _check_accelerators(configs, arguments.multirun)
-        if arguments.multirun and name == "train":
+        check_accelerators(configs, arguments.multirun)
+        for config in configs if resuming else []:
+            check_targets(config, "resume")
+        if name == "train" and not resuming and main_process():
+            _check_folder(arguments.multirun)
+        if name == "train" and arguments.multirun:
             sweep = HydraConfig.get().sweep.dir
             argv.append(f"hydra.sweep.dir={quote(sweep)}")  # its timestamp stays as it is resolved here
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, instead of Hydra's own report and exit
@@ -69,7 +97,7 @@ def launch(name: str, task: Callable[[], None], argv: list[str]) -> int:
     return 0
 
 
-def _check_accelerators(configs: list[dict], multirun: bool) -> None:
+def check_accelerators(configs: list[dict], multirun: bool) -> None:
     kinds = {config["accelerator"]["accelerator"] for config in configs}
     if multirun and any("ddp" in str(config["accelerator"]["strategy"]) for config in configs):
         raise UserError("accelerator=ddp does not work in a sweep (-m): start its runs one by one")
@@ -82,6 +110,23 @@ def _check_accelerators(configs: list[dict], multirun: bool) -> None:
             raise UserError("accelerator=mps: there is no Apple GPU here; use accelerator=cpu or accelerator=auto")
 
 
+def _check_folder(multirun: bool) -> None:
+    """Refuse to write over a run or a sweep. Before Hydra starts, which would write first."""
+    node = HydraConfig.get()  # of the last job that was composed
+    folder = Path(node.sweep.dir if multirun else node.run.dir)
+    if (folder / ("multirun.yaml" if multirun else CONFIG_FILE)).is_file():
+        kind = "sweep" if multirun else "run"
+        raise UserError(
+            f"{folder}: holds a {kind} already; go on with {shlex.quote(f'resume={folder}')}, "
+            f"or choose another hydra.{kind}.dir"
+        )
+
+
+def main_process() -> bool:
+    """Whether this process keeps the run folder, where several train together."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 _command_line: list[str] = []
 
 
@@ -92,37 +137,88 @@ class Abort(BaseException):
         super().__init__(str(error))
         self.error = error
 
+    def __reduce__(self) -> tuple:
+        return Abort, (self.error,)  # parallel launchers send it between processes
+
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def task(config: DictConfig) -> float:
-    """One job: sets up process and folder, trains, and says in `status.json` how it ended."""
+    """One job of Hydra's: what it is called and where it writes, then `execute`."""
     sys.argv = _command_line or sys.argv  # Hydra has read it; DDP starts its other processes from it
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     sweep = job.mode == RunMode.MULTIRUN
     parallel = sweep and "BasicLauncher" not in job.launcher._target_
-    workers = job.launcher.get("n_jobs") or 1 if parallel else 1
-    command = shlex.join(["vi-lab", "train", *job.overrides.task])
-    status = Status(folder)
-    main_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    resume, config.resume = config.resume is not None, None
+    label = f"{folder.name}: " if parallel else ""
+    from vi_lab.resume import stored_config
+
     try:
-        if main_process:
-            status.write("running")
-        result = run(config, folder, command=command, workers=workers, label=f"{folder.name}: " if parallel else "")
-        if main_process:
-            status.write("completed")
-        return result
+        if resume and (done := finished(folder)) is not None:
+            print(f"{label}{folder} is completed")
+            return done
+        return execute(
+            stored_config(folder, config) if resume else config,
+            folder,
+            command=shlex.join(["vi-lab", "train", *(o for o in job.overrides.task if not o.startswith("resume="))]),
+            workers=job.launcher.get("n_jobs") or 1 if parallel else 1,
+            label=label,
+            resume=resume,
+            hint=Path(job.sweep.dir) if sweep else None,
+        )
     except BaseException as error:
-        state = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-        if main_process:
-            status.write(state, one_line(error))
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
             print(f"vi-lab train: job {job.job.num} ({folder}) failed: {one_line(error)}", file=sys.stderr)
             raise
         raise Abort(error) from None
 
 
-def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, label: str = "") -> float:
+def execute(
+    config: DictConfig,
+    folder: Path,
+    command: str = "",
+    workers: int = 1,
+    label: str = "",
+    resume: bool = False,
+    hint: Path | None = None,
+) -> float:
+    """`run`, as the only process in the folder, with `status.json` saying how it ended, even by Ctrl-C or SIGTERM.
+
+    Args:
+        hint: the folder that the message on how to go on names, where it is not `folder`.
+
+    Raises:
+        UserError: another process works in the folder.
+        Interrupted: a signal has stopped the run; its checkpoint is written.
+    """
+    if not main_process():  # one process keeps the books
+        return run(config, folder, command, workers, label, resume)
+    lock = hold(folder)
+    status = Status(folder)
+    try:
+        with lock, Stop() as stop:
+            status.write("running")
+            result = run(config, folder, command, workers, label, resume, stop)
+            status.write("completed")
+            return result
+    except BaseException as error:
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        with contextlib.suppress(OSError):  # a full disk: the error at hand says so
+            status.write("interrupted" if stopped else "failed", one_line(error))
+        if isinstance(error, Interrupted):
+            error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
+        raise
+
+
+def run(
+    config: DictConfig,
+    folder: Path,
+    command: str = "",
+    workers: int = 1,
+    label: str = "",
+    resume: bool = False,
+    stop: Stop | None = None,
+) -> float:
     """Train one model into `folder`. Returns the validation loss, or the test loss where nothing is held out.
 
     Args:
@@ -130,43 +226,64 @@ def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, l
         command: recorded in the snapshot.
         workers: how many such jobs run at once on this machine (negative: one per core), to share out the cores.
         label: begins each line, where several runs write to one terminal; then there is no progress bar.
+        resume: go on from the folder's last checkpoint.
+        stop: lets a signal stop training after a step.
     """
     started = time.perf_counter()
-    device_name, threads = prepare_process(config, workers)
+    snapshot = read_json(folder, "environment.json") if resume else {}
+    device_name, threads = prepare_process(config, workers, snapshot.get("threads"))
 
     from rich.console import Console
 
     from vi_lab.audit import decoder_evaluations
+    from vi_lab.checkpoints import rewind
 
-    console = Console(soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", 0)) > 0)
-    write_text(folder / "config_resolved.yaml", OmegaConf.to_yaml(config, resolve=True))
+    console = Console(soft_wrap=True, quiet=not main_process())
+    say = partial(console.print, highlight=False, markup=False)
     datamodule, model, optimizer_text = build(config)
     images = datamodule.load()
     data = {"source": config.data.source, "sha256": datamodule.checksum()}
-    evaluations = {"decoder_evaluations": decoder_evaluations(model, datamodule.shape)}  # per image and step
-    write_json(folder / "environment.json", {**environment(command, device_name, data), **evaluations})
-    console.print(
+    surroundings = environment(command, device_name, data)
+    if snapshot:
+        if snapshot.get("data") != data:
+            raise UserError(f"{folder}: the data are not those that the run began with; give data.root=FOLDER")
+        for difference in differences(snapshot, surroundings):
+            say(f"{label}{difference}: the last digits may differ from an uninterrupted run")
+    if main_process():
+        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
+        evaluations = {"decoder_evaluations": decoder_evaluations(model, datamodule.shape)}  # per image and step
+        surroundings |= {"command": snapshot.get("command", command), **evaluations}
+        write_json(folder / "environment.json", surroundings)
+    say(
         f"{label}{config.name} seed {config.seed}: {model.latent} on {config.data.source} "
         f"({len(images.train_images) - config.data.validation} images, {config.data.binarization} binarisation), "
-        f"{optimizer_text}, {device_name}, {threads} threads",
-        highlight=False,
-        markup=False,
+        f"{optimizer_text}, {device_name}, {threads} threads"
     )
-    trainer, recorder = build_trainer(config, folder, console, label)
-    interrupt_handler = signal.getsignal(signal.SIGINT)
+    checkpoint = None
+    if resume:
+        checkpoint = rewind(folder, partial(check_weights, model), lambda text: say(f"{label}{text}"), main_process())
+        say(f"{label}goes on from {checkpoint}" if checkpoint else f"{label}no checkpoint yet: begins anew")
+    stop = stop or Stop()
+    trainer, recorder = build_trainer(config, folder, console, label, stop)
     try:
-        trainer.fit(model, datamodule)
-    except SystemExit:
-        # what Lightning makes of Ctrl-C, after it has told the process to ignore the next one
-        signal.signal(signal.SIGINT, interrupt_handler)
-        raise KeyboardInterrupt(f"interrupted at epoch {trainer.current_epoch + 1}") from None
+        stop.patient = trainer.world_size == 1  # several processes would stop at different steps
+        trainer.fit(model, datamodule, ckpt_path=checkpoint)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of it
+            raise error.__context__ from None
+        raise
+    finally:
+        stop.patient = False
+    if stop.requested:
+        raise Interrupted(stop.requested, "after the last epoch")
     trainer.test(model, datamodule, verbose=False)
     final = recorder.final
     if trainer.is_global_zero:
         rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
         write_json(folder / "metrics.json", rows)
         trainer.logger.log_metrics(
-            {f"hp/{name}": final[name] for name in recorder.HYPERPARAMETER_METRICS if name in final}
+            {f"hp/{name}": final[name] for name in recorder.HYPERPARAMETER_METRICS if name in final},
+            trainer.global_step,
         )
         trainer.logger.finalize("success")
         if config.figures:
@@ -177,8 +294,13 @@ def run(config: DictConfig, folder: Path, command: str = "", workers: int = 1, l
     return final.get("val/loss", final["test/loss"])
 
 
-def prepare_process(config: DictConfig, workers: int = 1) -> tuple[str, int]:
-    """Threads and floating point of this process; must come before any thread pool starts."""
+def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = None) -> tuple[str, int]:
+    """Threads and floating point of this process; must come before any thread pool starts.
+
+    Args:
+        workers: see `run`.
+        threads: of the run that is repeated, where the config leaves them open: another number gives other bits.
+    """
     import torch
 
     # Adam's first moments of dead units decay into denormal numbers, which cost half the speed after some 650 steps.
@@ -186,7 +308,7 @@ def prepare_process(config: DictConfig, workers: int = 1) -> tuple[str, int]:
     torch.set_flush_denormal(True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cores if workers < 0 else workers
-    threads = config.threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
+    threads = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
     torch.set_num_threads(threads)
     kind = config.accelerator.accelerator
     if kind in ("gpu", "cuda") or (kind == "auto" and torch.cuda.is_available()):
@@ -235,16 +357,18 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE, str]:
     return datamodule, model, f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
 
 
-def build_trainer(config: DictConfig, folder: Path, console: Any, label: str = "") -> tuple[lightning.Trainer, Any]:
+def build_trainer(
+    config: DictConfig, folder: Path, console: Any, label: str, stop: Stop
+) -> tuple[lightning.Trainer, Recorder]:
     """The Lightning trainer, with the callbacks that make a run folder."""
     import logging
     import warnings
 
     import lightning
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from vi_lab.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
+    from vi_lab.checkpoints import AtomicCheckpointIO, Checkpoints
 
     # Lightning's notices repeat what the first line of the run says already; its warnings stay.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -254,20 +378,13 @@ def build_trainer(config: DictConfig, folder: Path, console: Any, label: str = "
         "The number of training batches",  # points in TensorBoard may span epochs
         "`isinstance\\(treespec, LeafSpec\\)`",  # Lightning's own use of torch
         "The `srun` command",
+        "Total length of `list` across ranks is zero",  # nothing is held out
     ):
         warnings.filterwarnings("ignore", harmless)
 
     temperature = Temperature(instantiate(config.schedule))
     recorder = Recorder(folder, temperature, hyperparameters(config))
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor="val/loss" if config.data.validation else None,
-        save_top_k=1 if config.data.validation else 0,
-        save_last=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
+    checkpoints = Checkpoints(folder, recorder, stop, config.checkpoint.every_n_steps)
     display = ProgressDisplay(console, recorder, console.is_terminal and not label, label)
     audit = plain(config.audit)
     watch = [GradientAudit(**audit)] if audit["every_n_steps"] else []
@@ -277,7 +394,9 @@ def build_trainer(config: DictConfig, folder: Path, console: Any, label: str = "
             **arguments,
             default_root_dir=folder,
             logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
-            callbacks=[temperature, recorder, display, *watch, checkpoint],
+            callbacks=[temperature, recorder, display, *watch, checkpoints],
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=False,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
