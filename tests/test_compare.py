@@ -258,7 +258,7 @@ def test_what_is_not_finished_is_left_out_by_name_with_the_reason(sweep: Path) -
     comparison = compared(sweep)
     left_out = {Path(folder).name: reason for folder, reason in comparison.left_out}
     assert left_out["f"] == "failed: train/loss became nan"
-    assert left_out["r"] == "still running, or killed"
+    assert left_out["r"] == "killed"  # nothing holds its lock
     assert left_out["early"] == "failed: no such folder"
     assert left_out["bare"] == "no status.json"
     assert "test/loss" in left_out["nan"]

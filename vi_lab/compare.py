@@ -243,7 +243,7 @@ def read_record(run: Run) -> Record:
     """
     if run.state != "completed":
         reason = str(run.status.get("reason") or "")
-        state = {"running": "still running, or killed", "unknown": "no status.json"}.get(run.state, run.state)
+        state = {"running": "still running", "unknown": "no status.json"}.get(run.state, run.state)
         raise ViLabError(reason if reason.startswith(state) else f"{state}{reason and ': '}{reason}")
     try:
         missing = [key for key in NEEDED if key not in run.settings]

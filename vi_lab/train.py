@@ -208,6 +208,8 @@ def execute(
         if isinstance(error, Interrupted):
             error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
         raise
+    finally:
+        lock.release(force=True)  # `hold` and `with` both count; a traceback may keep the lock alive
 
 
 def run(
