@@ -34,13 +34,12 @@ fi
 sweep=outputs/demo/$(date +%Y-%m-%d_%H-%M-%S)
 "$PY" -m vi_lab train -m estimator=gaussian,gumbel_softmax,straight_through,reinforce \
     "${data[@]}" "${length[@]}" "$@" hydra.sweep.dir="$sweep"
-echo
-"$PY" -m vi_lab compare "$sweep"
 [ -z "$warning" ] || { echo; echo "$warning"; }
 cat <<END
 
 Runs:        $sweep/*        (config_resolved.yaml, metrics.csv, metrics.json, checkpoints/, ...)
 Pictures:    $sweep/*/figures/*.png
-TensorBoard: $PY -m tensorboard.main --logdir $sweep
-             then http://localhost:6006; the tab "Custom scalars" overlays relaxed and unrelaxed loss.
+Comparison:  $sweep/comparison/comparison.html
+TensorBoard: $PY -m vi_lab board $sweep
+             the tab "Custom scalars" overlays relaxed and unrelaxed loss.
 END

@@ -320,7 +320,7 @@ def test_two_processes_in_one_run_folder(
 ) -> None:
     train(tmp_path / "run", "trainer.max_epochs=1", monkeypatch=monkeypatch)
     code = "import sys, time; from vi_lab.stopping import hold; from pathlib import Path\n"
-    code += "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    code += "\nwith hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     try:
@@ -332,7 +332,8 @@ def test_two_processes_in_one_run_folder(
         other.kill()
         other.communicate()
     assert load_run(tmp_path / "run").state == "killed"  # its lock is gone with it
-    hold(tmp_path / "run").release()
+    with hold(tmp_path / "run"):
+        pass
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------

@@ -145,33 +145,6 @@ def test_a_relaxed_estimator_has_a_gap_and_the_others_none(tmp_path: Path) -> No
         assert train(tmp_path / name, f"estimator={name}")["train/relaxation_gap"] == 0
 
 
-def test_multirun_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.chdir(tmp_path)
-    sweep = ["-m", "estimator=gaussian,gumbel_softmax", "seed=0,1", "hydra.sweep.dir=sweep"]
-    assert cli.main(["train", *SMALL, *sweep]) == 0
-    runs = compare.find_runs(["sweep"])
-    assert sorted(r.folder.name for r in runs) == [
-        "0-gaussian-s0",
-        "1-gaussian-s1",
-        "2-gumbel_softmax-s0",
-        "3-gumbel_softmax-s1",
-    ]
-    capsys.readouterr()
-    assert cli.main(["compare", "sweep"]) == 0
-    out = capsys.readouterr().out
-    assert "±" in out
-    assert "gumbel_softmax" in out
-    with pytest.raises(UserError, match="no such folder"):
-        compare.find_runs(["nope"])
-
-
-def test_comparison_statistics() -> None:
-    mean, error = compare.mean_and_error([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert error == pytest.approx(1 / math.sqrt(3))
-    assert math.isnan(compare.mean_and_error([1.0])[1])
-
-
 def test_a_failed_job_does_not_stop_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ encoder's output) and "encoder" (the encoder's weights, into which the logits' g
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,18 @@ def _jackknife(gram: Tensor) -> tuple[float, float]:
     left_out = pairs(total - 2 * gram.sum(1) + diagonal, diagonal.sum() - diagonal, blocks - 1)
     standard = ((blocks - 1) / blocks * (left_out - left_out.mean()).square().sum()).sqrt()
     return pairs(total, diagonal.sum(), blocks).item(), standard.item()
+
+
+def decoder_evaluations(model: VAE, shape: tuple[int, ...]) -> float:
+    """How often one training step calls the decoder, per image: forward passes for the estimator, backward ones and
+    the logged unrelaxed loss not counted. The model stays as it is.
+
+    Args:
+        shape: of an image.
+    """
+    estimator = copy.deepcopy(model.estimator).eval()  # moving averages do not move
+    with torch.random.fork_rng(devices=[]):
+        return Bench(model, torch.zeros(2, *shape)).draw(estimator, model.objective, 1)[2]
 
 
 class Bench:

@@ -14,7 +14,8 @@ from vi_lab.errors import ViLabError, one_line
 COMMANDS = {
     "train": ("vi_lab.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
     "audit": ("vi_lab.audit_command", "how biased and how noisy each estimator is, at the weights of a model"),
-    "compare": ("vi_lab.compare", "a table of finished runs: mean and standard error over seeds"),
+    "compare": ("vi_lab.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
+    "board": ("vi_lab.board", "TensorBoard on this machine, over all runs below a folder"),
     "reproduce": ("vi_lab.reproduce", "repeat a run from its folder alone and compare bit by bit"),
 }
 

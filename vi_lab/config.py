@@ -372,6 +372,7 @@ def compose_job(name: str, overrides: list[str], config_dir: str | None = None) 
 
 
 def quote(text: str) -> str:
+    """`text` as a value in an override, whatever it holds."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

@@ -319,7 +319,9 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
         if not found:
             raise UserError(f"{path}: no such folder; give run folders, sweep folders, or outputs/")
         for start in map(Path, found):
-            folders += sorted(file.parent for file in start.rglob(CONFIG_FILE) if not _is_audit(file.parent))
+            # a job that fails early leaves only status.json
+            marks = (file.parent for name in (CONFIG_FILE, "status.json") for file in start.rglob(name))
+            folders += sorted(folder for folder in set(marks) if not _is_audit(folder))
     if not folders:
         raise UserError(f"no runs below {', '.join(map(str, paths))}; a run folder holds {CONFIG_FILE}")
     return [Run(folder) for folder in dict.fromkeys(folders)]

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -44,8 +46,9 @@ class Stop:
         os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
 
 
-def hold(folder: Path) -> FileLock:
-    """Lock a run folder for this process. The system frees it when the process ends, however it ends.
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder. The system frees it when this process ends, however it ends.
 
     Raises:
         UserError: another process has it.
@@ -58,15 +61,18 @@ def hold(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder}: another process is at work in this run folder") from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is at work in the folder. Writes nothing."""
+    """Whether a process is at work in the folder. Makes no file."""
     if not (folder / LOCK).is_file():
         return False
     try:
-        hold(folder).release()
+        with hold(folder):
+            return False
     except (ViLabError, OSError):
         return True
-    return False

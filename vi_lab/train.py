@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.config import CONFIG_DIR, check_overrides, check_targets, explain, leaves, plain, read_arguments
+from vi_lab.config import CONFIG_DIR, check_overrides, check_targets, explain, leaves, plain, quote, read_arguments
 from vi_lab.errors import Interrupted, UserError, one_line
 from vi_lab.runs import CONFIG_FILE, check_weights, finished, read_json
 from vi_lab.snapshot import Status, differences, environment, write_json, write_text
@@ -67,6 +67,7 @@ def launch(name: str, task: Callable[[], None], argv: list[str], resuming: bool 
         UserError: a mistake in the overrides, before anything heavy is imported.
     """
     arguments, argv = read_arguments(argv)
+    sweep = None
     if not _only_asks(arguments):
         configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
         check_accelerators(configs, arguments.multirun)
@@ -74,6 +75,9 @@ def launch(name: str, task: Callable[[], None], argv: list[str], resuming: bool 
             check_targets(config, "resume")
         if name == "train" and not resuming and main_process():
             _check_folder(arguments.multirun)
+        if name == "train" and arguments.multirun:
+            sweep = HydraConfig.get().sweep.dir
+            argv.append(f"hydra.sweep.dir={quote(sweep)}")  # its timestamp stays as it is resolved here
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, instead of Hydra's own report and exit
     original = sys.argv
     sys.argv = [original[0], *argv]
@@ -86,6 +90,10 @@ def launch(name: str, task: Callable[[], None], argv: list[str], resuming: bool 
         raise abort.error from None
     finally:
         sys.argv = original
+        if sweep is not None and Path(sweep).is_dir():
+            from vi_lab.compare import summarize
+
+            summarize(Path(sweep))
     return 0
 
 
@@ -185,21 +193,21 @@ def execute(
     """
     if not main_process():  # one process keeps the books
         return run(config, folder, command, workers, label, resume)
-    lock = hold(folder)
-    status = Status(folder)
-    try:
-        with lock, Stop() as stop:
-            status.write("running")
-            result = run(config, folder, command, workers, label, resume, stop)
-            status.write("completed")
-            return result
-    except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        with contextlib.suppress(OSError):  # a full disk: the error at hand says so
-            status.write("interrupted" if stopped else "failed", one_line(error))
-        if isinstance(error, Interrupted):
-            error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
-        raise
+    with hold(folder):
+        status = Status(folder)
+        try:
+            with Stop() as stop:
+                status.write("running")
+                result = run(config, folder, command, workers, label, resume, stop)
+                status.write("completed")
+                return result
+        except BaseException as error:
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            with contextlib.suppress(OSError):  # a full disk: the error at hand says so
+                status.write("interrupted" if stopped else "failed", one_line(error))
+            if isinstance(error, Interrupted):
+                error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
+            raise
 
 
 def run(
@@ -227,6 +235,7 @@ def run(
 
     from rich.console import Console
 
+    from vi_lab.audit import decoder_evaluations
     from vi_lab.checkpoints import rewind
 
     console = Console(soft_wrap=True, quiet=not main_process())
@@ -242,7 +251,9 @@ def run(
             say(f"{label}{difference}: the last digits may differ from an uninterrupted run")
     if main_process():
         write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
-        write_json(folder / "environment.json", {**surroundings, "command": snapshot.get("command", command)})
+        evaluations = {"decoder_evaluations": decoder_evaluations(model, datamodule.shape)}  # per image and step
+        surroundings |= {"command": snapshot.get("command", command), **evaluations}
+        write_json(folder / "environment.json", surroundings)
     say(
         f"{label}{config.name} seed {config.seed}: {model.latent} on {config.data.source} "
         f"({len(images.train_images) - config.data.validation} images, {config.data.binarization} binarisation), "

@@ -1,0 +1,87 @@
+"""`vi-lab board` over a small sweep, asked over HTTP as the page asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from vi_lab import cli
+
+SMALL = ["data=digits", "trainer.max_epochs=1", "figures=false", "network.encoder.hidden=[16]",
+         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
+
+
+def get(url: str, body: dict | None = None) -> object:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *SMALL, "-m", "temperature=0.5,1.0", "hydra.sweep.dir=sweep"]) == 0
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "vi_lab", "board", "sweep", "--port", port]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            lines = [process.stdout.readline() for _ in range(4)]
+            assert lines[0] == f"Port {port} is taken; using a free one.\n"
+            url = re.fullmatch(r"TensorBoard of sweep: (http://127\.0\.0\.1:\d+/)\n", lines[1])[1]
+            assert "Custom scalars" in lines[2]
+            assert "HParams" in lines[2]
+            assert "Ctrl-C" in lines[3]
+            asked = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"], "sliceSize": 10}
+            for _ in range(100):  # it reads the events in the background, the final values last
+                groups = get(f"{url}data/plugin/hparams/session_groups", asked).get("sessionGroups", [])
+                final = [[metric["value"] for metric in group["metricValues"]] for group in groups]
+                # of two files of one second it reads .10 before .9, so one run may end with its first value, NaN
+                if len(groups) == 2 and any("NaN" not in values for values in final):
+                    break
+                time.sleep(0.1)
+            runs = get(f"{url}data/runs")
+            assert sorted(runs) == ["0-gumbel_softmax-s0", "1-gumbel_softmax-s0"]
+            layout = get(f"{url}data/plugin/custom_scalars/layout")
+            chart = layout["category"][0]["chart"][0]
+            assert chart["multiline"]["tag"] == ["train/loss", "train/loss_unrelaxed"]
+            for tag in chart["multiline"]["tag"]:
+                query = urllib.parse.urlencode({"run": runs[0], "tag": f"^{tag}$"})
+                curves = get(f"{url}data/plugin/custom_scalars/scalars?{query}")
+                assert len(curves["tag_to_events"][tag]) == 2  # 12 steps, a point each 5
+            assert {group["hparams"]["temperature"] for group in groups} == {0.5, 1.0}
+            assert any(len(values) == 4 and "NaN" not in values and min(values) > 0 for values in final)
+        finally:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.strip() == "TensorBoard ended."
+    assert "Traceback" not in err
+
+
+def test_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for arguments, words in (
+        ([str(tmp_path / "nope")], "no such folder"),
+        ([str(tmp_path)], "no TensorBoard events below it"),
+        ([str(tmp_path), "--port", "99999"], "wanted a port"),
+        ([str(tmp_path), "--host", "0.0.0.0"], "unrecognized arguments"),
+    ):
+        assert cli.main(["board", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1

@@ -1,0 +1,80 @@
+"""`vi-lab board [PATH]`: TensorBoard over all runs below a folder, reachable from this machine only."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import threading
+import warnings
+from pathlib import Path
+
+from vi_lab.errors import UserError
+
+HOST = "127.0.0.1"
+PORT = 6006
+
+
+def serve(folder: Path, port: int = PORT) -> tuple[str, bool]:
+    """Start TensorBoard in a thread that ends with the process.
+
+    Args:
+        port: wanted; where something listens there already, a free one is taken.
+
+    Returns:
+        its address, and whether that has the port that was wanted.
+
+    Raises:
+        UserError: there is nothing to show.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a run folder, a sweep folder, or outputs/")
+    if next(folder.rglob("events.out.tfevents.*"), None) is None:
+        raise UserError(f"{folder}: no TensorBoard events below it; vi-lab train writes them into its run folders")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
+        from tensorboard import default, program
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    for attempt in dict.fromkeys((port, 0)):  # 0: any free port
+        board = program.TensorBoard(default.get_plugins())
+        board.configure(
+            ("tensorboard",),
+            logdir=str(folder),
+            host=HOST,
+            port=attempt,
+            load_fast="false",  # no server process of its own
+            reload_multifile=True,  # a run writes several event files
+            samples_per_plugin={"scalars": 5000, "images": 200},
+        )
+        try:
+            return board.launch(), attempt == port
+        except program.TensorBoardPortInUseError:
+            if attempt == 0:
+                raise
+    raise AssertionError("unreachable")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vi-lab board", description=f"TensorBoard on {HOST}, over all runs below a folder."
+    )
+    parser.add_argument("path", nargs="?", default="outputs", type=Path, help="a folder with runs (outputs)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"the port; 0: any free one ({PORT})")
+
+    def fail(message: str) -> None:
+        raise UserError(f"{message}; --help shows what there is")
+
+    parser.error = fail
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.port <= 65535:
+        raise UserError(f"--port {arguments.port}: wanted a port from 0 to 65535")
+    try:
+        url, wanted = serve(arguments.path, arguments.port)
+        if not wanted:
+            print(f"Port {arguments.port} is taken; using a free one.")
+        print(f"TensorBoard of {arguments.path}: {url}")
+        print('"Custom scalars" lays relaxed over unrelaxed loss; "HParams" compares settings and final losses.')
+        print("Ctrl-C ends it.", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nTensorBoard ended.")
+    return 0
