@@ -289,10 +289,8 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     """
     means = means.double()
     discrete = means.shape[-1] > 1
-    activity = means.var(0, correction=0).sum(-1) / (2 if discrete else 1)  # (L,)
-    rows: list[dict[str, Any]] = [
-        {"variable": index, "activity": value, "active": value > ACTIVE} for index, value in enumerate(activity.tolist())
-    ]
+    activity = (means.var(0, correction=0).sum(-1) / (2 if discrete else 1)).tolist()  # (L,)
+    rows: list[dict] = [{"variable": index, "activity": a, "active": a > ACTIVE} for index, a in enumerate(activity)]
     if discrete:
         aggregated = means.mean(0)  # (L, C)
         perplexity = torch.special.entr(aggregated).sum(-1).exp()
