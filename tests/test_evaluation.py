@@ -29,11 +29,11 @@ from vi_lab.config import check_overrides
 from vi_lab.distributions import (
     NearestCode,
     UniformCodes,
+    draw,
     enumerate_support,
     kl_divergence,
     log_prob,
     sample,
-    sample_by_inversion,
 )
 from vi_lab.evaluation import evaluate, exponential_family, importance_weighted, mutual_information, unit_means, units
 from vi_lab.train import run
@@ -57,7 +57,7 @@ class Toy(nn.Module):
         self.encoder = nn.Linear(PIXELS, self.latent.feature_size)
         self.decoder = nn.Linear(self.latent.size, PIXELS)
         gaussian = kind == "gaussian"
-        self.likelihood = likelihoods.Gaussian(0.7) if gaussian else likelihoods.Bernoulli()
+        self.likelihood = likelihoods.Gaussian(1.0) if gaussian else likelihoods.Bernoulli()
         self.double()
         with torch.no_grad():
             self.decoder.weight.mul_(0.7 if gaussian else 3)
@@ -77,7 +77,7 @@ class Toy(nn.Module):
     def images(self, count: int) -> Tensor:
         torch.manual_seed(1)
         if isinstance(self.likelihood, likelihoods.Gaussian):
-            return torch.randn(count, PIXELS, dtype=torch.float64)
+            return 0.7 * torch.randn(count, PIXELS, dtype=torch.float64)
         return torch.rand(count, PIXELS, dtype=torch.float64).round()
 
     def support(self, q: Distribution) -> tuple[Tensor, Tensor]:
@@ -169,13 +169,13 @@ def test_mutual_information_and_marginal_kl_are_exact_within_their_errors(kind: 
 
 def test_the_bound_tightens_with_more_samples() -> None:
     model = Toy("categorical")
-    x = model.images(3000)
+    x = model.images(2000)
     exact = -model.exact(x)["log_evidence"]
-    by_samples = [evaluate(model, [x], samples=k).per_image["nll"] - exact for k in (1, 5, 25, 125)]
+    by_samples = [evaluate(model, [x], samples=k).per_image["nll"] - exact for k in (1, 5, 25, 100)]
     for looser, tighter in pairwise(by_samples):
         assert tighter.mean() < looser.mean()
         assert alarm(looser - tighter) > THRESHOLD  # on the same images: no accident
-    assert 0 < by_samples[-1].mean() < 0.02 * by_samples[0].mean()
+    assert 0 < by_samples[-1].mean() < 0.05 * by_samples[0].mean()
     single = evaluate(model, [x], samples=1)  # with one sample the bound is the ELBO
     assert alarm(single.per_image["nll"] - single.per_image["negative_elbo"]) < THRESHOLD
 
@@ -204,12 +204,12 @@ def test_certain_posteriors_share_the_information_of_their_codes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
-def test_inversion_draws_from_q(kind: str) -> None:
+def test_draws_are_from_q(kind: str) -> None:
     model = Toy(kind)
     torch.manual_seed(0)
     q = model.posterior(model.images(3))
     states = enumerate_support(q)
-    z = sample_by_inversion(q, 100_000)
+    z = draw(q, 100_000, torch.Generator().manual_seed(0))
     if kind == "categorical":
         assert (z.sum(-1) == 1).all()
     probability = log_prob(q, states.unsqueeze(1)).exp()  # (states, 3)
@@ -218,9 +218,10 @@ def test_inversion_draws_from_q(kind: str) -> None:
     assert ((seen - probability).abs() / error.clamp_min(1e-5)).max() < THRESHOLD
 
 
-def test_inversion_never_draws_an_impossible_class() -> None:
+def test_an_impossible_class_is_never_drawn() -> None:
     logits = torch.tensor([[[-1e9, 0.0, -1e9, 1.0, -1e9]]])
-    z = sample_by_inversion(Independent(torch.distributions.OneHotCategorical(logits=logits), 1), 10_000)
+    q = Independent(torch.distributions.OneHotCategorical(logits=logits), 1)
+    z = draw(q, 10_000, torch.Generator().manual_seed(0))
     assert z.sum(0)[0, 0].count_nonzero() == 2
     assert (z.sum(-1) == 1).all()
 
@@ -245,12 +246,12 @@ def test_chunks_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     q = model.posterior(x)
     bank, position = sample(q, 1000), 0
 
-    def from_bank(q: Distribution, samples: int) -> Tensor:
+    def from_bank(q: Distribution, samples: int, generator: torch.Generator) -> Tensor:
         nonlocal position
         position += samples
         return bank[position - samples : position]
 
-    monkeypatch.setattr(evaluation, "sample_by_inversion", from_bank)
+    monkeypatch.setattr(evaluation, "draw", from_bank)
     results = []
     for rows in (7, 100, 10_000):
         monkeypatch.setitem(evaluation.ROWS, "cpu", rows)
@@ -275,6 +276,13 @@ def test_equal_calls_give_equal_bits_and_leave_no_trace() -> None:
     torch.rand(3)
     again = evaluate(model, [(x[:40], None), (x[40:], None)], samples=100)  # other batches of whole blocks
     assert first.metrics == again.metrics
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert evaluate(model, [x], samples=100).metrics == first.metrics
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
     assert evaluate(model, [x], samples=100, seed=1).metrics["nll"] != first.metrics["nll"]
     some = evaluate(model, [x], samples=100, images=40)
     assert torch.equal(some.per_image["nll"], first.per_image["nll"][:40])
@@ -285,16 +293,22 @@ def test_interruption_keeps_whole_blocks() -> None:
     model = Toy("categorical")
     x = model.images(60)
 
-    def stop(images: float) -> None:
-        if images > 45:
+    def stop(images: int) -> None:
+        if images == 40:
             raise KeyboardInterrupt
 
-    result = evaluate(model, [x], samples=100, progress=stop)  # blocks of 20
+    result = evaluate(model, [x], samples=100, progress=stop)  # blocks of 10
     assert (result.images, result.interrupted) == (40, True)
     complete = evaluate(model, [x], samples=100, images=40)
     assert result.metrics == complete.metrics
+    assert torch.get_num_threads() == 1
+
+    def never(z: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    model.decode = never
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, [x], samples=10, progress=lambda images: stop(100))
+        evaluate(model, [x], samples=10)
 
 
 def test_nothing_to_evaluate() -> None:
@@ -318,11 +332,9 @@ def test_plain_pytorch_without_estimators_or_hydra() -> None:
 def test_a_unit_that_ignores_x_is_not_active(kind: str) -> None:
     model = Toy(kind)
     with torch.no_grad():
-        weight = model.encoder.weight
-        rows = (
-            weight.view(2, 3, -1)[1] if kind == "categorical" else weight[1:3] if kind == "bernoulli" else weight[1:2]
-        )
-        rows.zero_()  # its bias stays: not active is not the same as at the prior
+        model.encoder.weight.mul_(5)
+        # the first row, or the first three, make the first variable; biases stay: a dead unit may differ from the prior
+        model.encoder.weight[3 if kind == "categorical" else 1 :].zero_()
     active = {"categorical": [True, False], "bernoulli": [True, False, False], "gaussian": [True, False]}[kind]
     result = evaluate(model, [model.images(200)], samples=1)
     assert [row["active"] for row in result.units] == active
@@ -452,12 +464,12 @@ def test_ctrl_c_keeps_what_is_done(sweep: Path, monkeypatch: pytest.MonkeyPatch,
     assert cli.main([*EVALUATE, "run=sweep/gaussian"]) == 130
     report = read(sweep / "gaussian")
     assert report["interrupted"] is True
-    assert (report["images"], report["images_wanted"]) == (200, 360)  # two blocks of 2,000 / 20
+    assert (report["images"], report["images_wanted"]) == (100, 360)  # two blocks of 1,000 / 20
     assert math.isfinite(report["metrics"]["nll"])
     captured = capsys.readouterr()
-    assert "200 of 360 images" in captured.out
+    assert "100 of 360 images" in captured.out
     assert captured.err.count("\n") == 1
-    assert "interrupted after 200 of 360 images" in captured.err
+    assert "interrupted after 100 of 360 images" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -203,19 +203,19 @@ class _Progress:
         self.task = self.bar.add_task(label, total=total)
         self.spoken = time.perf_counter()
 
-    def __enter__(self) -> Callable[[float], None]:
+    def __enter__(self) -> Callable[[int], None]:
         self.bar.start()
         return self.advance
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def advance(self, images: float) -> None:
+    def advance(self, images: int) -> None:
         if not self.bar.disable:
-            self.bar.update(self.task, completed=int(images))
+            self.bar.update(self.task, completed=images)
         elif time.perf_counter() - self.spoken > 30:
             self.spoken = time.perf_counter()
-            text = f"{self.label}: {images:.0f} of {self.total} images"
+            text = f"{self.label}: {images} of {self.total} images"
             self.console.print(text, highlight=False, markup=False)
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +26,12 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
-from vi_lab.distributions import NearestCode, base, gaussian, kl_divergence, log_prob, sample_by_inversion
-from vi_lab.seeding import IMPORTANCE, seed_noise
+from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_divergence, log_prob
+from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
-ROWS = {"cpu": 2000}
-"""Decoder evaluations per call at the most, by device: with them the memory is bounded whatever K. 2,000 images of 784
-pixels (6 MB) still fit into a processor's cache. A fixed number, because the draws depend on it."""
+ROWS = {"cpu": 1000}
+"""Decoder evaluations per call at the most, by device, which bounds the memory whatever K. 1,000 images of 784 pixels
+(3 MB) still fit into a processor's cache. A fixed number, because the draws depend on it."""
 ROWS_ELSEWHERE = 50_000
 
 ACTIVE = 0.01
@@ -56,7 +56,8 @@ class Evaluation:
     units: list[dict[str, Any]]
     """One row per latent variable."""
     per_image: dict[str, Tensor]
-    """negative_elbo, reconstruction, kl, nll: (N,) each, in the order of the batches; for paired comparisons."""
+    """The values behind the metrics that have an error, (N,) each in the order of the batches: models that are
+    evaluated on the same images compare best by their differences."""
     images: int
     samples: int
     """K"""
@@ -73,8 +74,6 @@ class _Block(NamedTuple):
     kl: Tensor
     log_evidence: Tensor
     effective_samples: Tensor
-    relaxed: Tensor
-    """(B,), or (B, 0) where the estimator does not relax."""
     statistic: Tensor
     natural: Tensor
     log_normalizer: Tensor
@@ -90,18 +89,21 @@ def evaluate(
     samples: int = 100,
     images: int | None = None,
     seed: int = 0,
-    progress: Callable[[float], None] = lambda images: None,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
     """Evaluate a model.
+
+    On a CPU as many blocks of images are under way at once as torch has threads, each on one: that scales where the
+    threads of one operation would wait for each other, and the bits do not depend on how many there are.
 
     Args:
         model: see the top of this file. Put into evaluation mode while it is evaluated, otherwise left as it is.
         batches: of x (B, *shape), or of tuples that begin with x; a `BatchLoader`, for one.
         samples: K, samples of z per image.
         images: stop after so many; None takes all.
-        seed: of the samples. The same seed, batches, K and device give the same bits; the global generator is left
-            as it was.
-        progress: called with the number of images done, many times per second.
+        seed: of the samples. The same seed, batches, K and kind of device give the same bits, with any number of
+            threads; the global generator is left as it was.
+        progress: called with the number of images done.
 
     Raises:
         ValueError: there are no images.
@@ -110,34 +112,64 @@ def evaluate(
     if samples < 1 or (images is not None and images < 1):
         raise ValueError(f"samples and images must be at least 1, got {samples} and {images}")
     parameter = next(model.parameters())
-    device, training = parameter.device, model.training
+    device, training, threads = parameter.device, model.training, torch.get_num_threads()
+    relaxes = getattr(getattr(model, "estimator", None), "relaxed", False)
     blocks: list[_Block] = []
+    relaxed: list[Tensor] = []
     done, interrupted, grey, certain, shape = 0, False, False, False, ()
     model.eval()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads if device.type == "cpu" else 1)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for batch in batches:
-                x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
-                x = x if images is None else x[: images - done]
-                if not len(x):
-                    break
-                certain = isinstance(base(model.posterior(x[:1].to(parameter.dtype))), NearestCode)
-                samples = 1 if certain else samples  # all samples would be equal
-                grey, shape = grey or bool(((x != 0) & (x != 1)).any()), x.shape[1:]
-                for part in x.split(max(1, _rows(device) // samples)):
-                    report = partial(_advance, progress, done, len(part))
-                    blocks.append(_block(model, part, parameter.dtype, samples, (seed, IMPORTANCE, done), report))
-                    done += len(part)
+        for batch in batches:
+            x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+            x = x if images is None else x[: images - done]
+            if not len(x):
+                break
+            grey, shape = grey or bool(((x != 0) & (x != 1)).any()), x.shape[1:]
+            certain = isinstance(base(model.posterior(x[:1].to(parameter.dtype))), NearestCode)
+            samples = 1 if certain else samples  # all samples would be equal
+            if relaxes:
+                relaxed.append(_relaxed_loss(model, x, parameter.dtype, (seed, IMPORTANCE, done, 1)))
+            parts = x.split(max(1, _rows(device) // samples))
+            waiting = [
+                pool.submit(_block, model, part, parameter.dtype, samples, (seed, IMPORTANCE, done + i * len(parts[0])))
+                for i, part in enumerate(parts)
+            ]
+            for part, future in zip(parts, waiting, strict=True):
+                blocks.append(future.result())
+                done += len(part)
+                progress(done)
     except KeyboardInterrupt:
-        if not blocks:
+        if not done:
             raise
         interrupted = True
     finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
         model.train(training)
-    if not blocks:
+    if not done:
         raise ValueError("there are no images to evaluate")
     whole = _Block(*map(torch.cat, zip(*blocks, strict=True)))
-    metrics, per_image = _metrics(whole, samples, math.prod(shape), certain, getattr(model, "objective", None))
+    per_image = {
+        "negative_elbo": whole.reconstruction + whole.kl,
+        "reconstruction": whole.reconstruction,
+        "kl": whole.kl,
+    }
+    if not certain:
+        per_image |= {"nll": -whole.log_evidence, "effective_samples": whole.effective_samples}
+        per_image["bits_per_dimension"] = per_image["nll"] / (math.prod(shape) * math.log(2))
+    if relaxes:
+        per_image["loss_relaxed"] = torch.cat(relaxed)[:done].double()
+        per_image["loss_unrelaxed"] = whole.reconstruction + model.objective.beta * whole.kl
+        per_image["relaxation_gap"] = per_image["loss_unrelaxed"] - per_image["loss_relaxed"]
+    information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
+    # as a difference, so that the two add up to the KL
+    per_image |= {"mutual_information": information, "marginal_kl": whole.kl - information}
+    metrics = {}
+    for name, values in per_image.items():
+        metrics[name] = values.mean().item()
+        metrics[f"{name}_error"] = values.std().item() / done**0.5 if done > 1 else math.nan
     rows = units(whole.unit_means)
     metrics["active_units"] = sum(row["active"] for row in rows)
     if "perplexity" in rows[0]:
@@ -145,10 +177,6 @@ def evaluate(
         metrics["codes_used"] = sum(row["codes_used"] for row in rows) / len(rows)
     notes = _notes(model, grey, certain)
     return Evaluation(metrics, rows, per_image, done, samples, interrupted, notes)
-
-
-def _advance(progress: Callable[[float], None], done: int, images: int, fraction: float) -> None:
-    progress(done + images * fraction)
 
 
 def _rows(device: torch.device) -> int:
@@ -159,19 +187,21 @@ def _double(values: Tensor) -> Tensor:
     return values.double() if values.device.type != "mps" else values.cpu().double()  # MPS has no double
 
 
-def _block(
-    model: Any, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...], progress: Callable[[float], None]
-) -> _Block:
+def _relaxed_loss(model: Any, x: Tensor, dtype: torch.dtype, seeds: tuple[int, ...]) -> Tensor:
+    """The objective as the estimator sees it, (B,), on the CPU. Estimators draw from the global generator."""
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        seed_noise(x.device, *seeds)
+        q, p = model.posterior(x.to(dtype)), model.latent.prior()
+        return model.objective(q, p, model.nats(x), model.estimator, x).loss.cpu()
+
+
+@torch.no_grad()  # in each thread anew
+def _block(model: Any, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
     """All that is wanted of a few images x (B, *shape)."""
     q, p, nats = model.posterior(x.to(dtype)), model.latent.prior(), model.nats(x)
-    relaxed = x.new_empty(len(x), 0)
-    if getattr(getattr(model, "estimator", None), "relaxed", False):
-        seed_noise(x.device, *seeds, 0)
-        relaxed = model.objective(q, p, nats, model.estimator, x).loss
-    z, *estimates = importance_weighted(q, p, nats, samples, (*seeds, 1), progress)
-    reconstruction, log_evidence, effective = estimates
+    z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
     kl = _double(kl_divergence(q, p))
-    kept = (reconstruction, kl, log_evidence, effective, relaxed, *exponential_family(q, z), unit_means(q))
+    kept = (reconstruction, kl, log_evidence, effective, *exponential_family(q, z), unit_means(q))
     return _Block(*(tensor.cpu() for tensor in kept))
 
 
@@ -181,7 +211,6 @@ def importance_weighted(
     nats: Callable[[Tensor], Tensor],
     samples: int,
     seeds: tuple[int, ...] = (0, IMPORTANCE),
-    progress: Callable[[float], None] = lambda fraction: None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log p(x) by importance sampling with K samples of q (Burda et al. 2016, arXiv 1509.00519, eq. 8):
 
@@ -194,24 +223,22 @@ def importance_weighted(
         q, p: posterior with batch shape (B,), and prior.
         nats: z (S, B, *event) -> -log p(x|z) (S, B).
         seeds: of the draws.
-        progress: called with the fraction done.
 
     Returns:
         one z (B, *event); (B,) each in float64: E_q[-log p(x|z)], log p(x), and (sum w)^2 / sum w^2.
     """
     device, images = q.mean.device, len(q.mean)
+    generator = torch.Generator(device).manual_seed(fold(*seeds))
     most = max(1, _rows(device) // images)
     chunk = -(-samples // -(-samples // most))  # of equal size, as far as possible
     costs, sums, squares = [], [], []
     for first in range(0, samples, chunk):
-        seed_noise(device, *seeds, first)
-        z = sample_by_inversion(q, min(chunk, samples - first))
+        z = draw(q, min(chunk, samples - first), generator)
         cost = _double(nats(z))  # (S, B)
         log_weight = _double(log_prob(p, z) - log_prob(q, z)) - cost
         costs.append(cost.sum(0))
         sums.append(log_weight.logsumexp(0))
         squares.append((2 * log_weight).logsumexp(0))
-        progress((first + len(z)) / samples)
     log_sum, log_squares = torch.stack(sums).logsumexp(0), torch.stack(squares).logsumexp(0)
     reconstruction = torch.stack(costs).sum(0) / samples
     return z[0], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
@@ -298,34 +325,6 @@ def units(means: Tensor) -> list[dict[str, Any]]:
         for row, value, count, codes in zip(rows, perplexity.tolist(), used.tolist(), aggregated.tolist(), strict=True):
             row |= {"perplexity": value, "codes_used": count, **{f"p{c}": p for c, p in enumerate(codes)}}
     return rows
-
-
-def _metrics(
-    whole: _Block, samples: int, pixels: int, certain: bool, objective: Any
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Means over images with their errors, and the values per image behind them."""
-    per_image = {
-        "negative_elbo": whole.reconstruction + whole.kl,
-        "reconstruction": whole.reconstruction,
-        "kl": whole.kl,
-    }
-    shown = dict(per_image)
-    if not certain:
-        nll = per_image["nll"] = -whole.log_evidence
-        shown |= {"nll": nll, "bits_per_dimension": nll / (pixels * math.log(2))}
-        shown["effective_samples"] = whole.effective_samples
-    if whole.relaxed.ndim == 1:
-        shown["loss_relaxed"] = whole.relaxed.double()
-        shown["loss_unrelaxed"] = whole.reconstruction + objective.beta * whole.kl
-        shown["relaxation_gap"] = shown["loss_unrelaxed"] - shown["loss_relaxed"]
-    information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
-    # as a difference, so that the two add up to the KL; their errors are not independent
-    shown |= {"mutual_information": information, "marginal_kl": whole.kl - information}
-    metrics: dict[str, float] = {}
-    for name, values in shown.items():
-        metrics[name] = values.mean().item()
-        metrics[f"{name}_error"] = values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return metrics, per_image
 
 
 def _notes(model: Any, grey: bool, certain: bool) -> list[str]:
