@@ -15,8 +15,9 @@ an estimator that relaxes is reported beside the unrelaxed one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -111,61 +112,47 @@ def evaluate(
     """
     if samples < 1 or (images is not None and images < 1):
         raise ValueError(f"samples and images must be at least 1, got {samples} and {images}")
-    parameter = next(model.parameters())
-    device, training, threads = parameter.device, model.training, torch.get_num_threads()
-    relaxes = getattr(getattr(model, "estimator", None), "relaxed", False)
     blocks: list[_Block] = []
-    relaxed: list[Tensor] = []
-    done, interrupted, grey, certain, shape = 0, False, False, False, ()
-    model.eval()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads if device.type == "cpu" else 1)
-    try:
-        for batch in batches:
-            x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
-            x = x if images is None else x[: images - done]
-            if not len(x):
-                break
-            grey, shape = grey or bool(((x != 0) & (x != 1)).any()), x.shape[1:]
-            certain = isinstance(base(model.posterior(x[:1].to(parameter.dtype))), NearestCode)
-            samples = 1 if certain else samples  # all samples would be equal
-            if relaxes:
-                relaxed.append(_relaxed_loss(model, x, parameter.dtype, (seed, IMPORTANCE, done, 1)))
-            parts = x.split(max(1, _rows(device) // samples))
-            waiting = [
-                pool.submit(_block, model, part, parameter.dtype, samples, (seed, IMPORTANCE, done + i * len(parts[0])))
-                for i, part in enumerate(parts)
-            ]
-            for part, future in zip(parts, waiting, strict=True):
-                blocks.append(future.result())
-                done += len(part)
-                progress(done)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        interrupted = True
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-        model.train(training)
-    if not done:
-        raise ValueError("there are no images to evaluate")
-    whole = _Block(*map(torch.cat, zip(*blocks, strict=True)))
-    per_image = {
-        "negative_elbo": whole.reconstruction + whole.kl,
-        "reconstruction": whole.reconstruction,
-        "kl": whole.kl,
-    }
-    if not certain:
-        per_image |= {"nll": -whole.log_evidence, "effective_samples": whole.effective_samples}
-        per_image["bits_per_dimension"] = per_image["nll"] / (math.prod(shape) * math.log(2))
-    if relaxes:
-        per_image["loss_relaxed"] = torch.cat(relaxed)[:done].double()
-        per_image["loss_unrelaxed"] = whole.reconstruction + model.objective.beta * whole.kl
-        per_image["relaxation_gap"] = per_image["loss_unrelaxed"] - per_image["loss_relaxed"]
-    information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
-    # as a difference, so that the two add up to the KL
-    per_image |= {"mutual_information": information, "marginal_kl": whole.kl - information}
+    relaxed: list[Tensor] = []  # by batch, while blocks are smaller
+    done, interrupted, binary, certain, shape = 0, False, True, False, ()
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    relaxes = getattr(getattr(model, "estimator", None), "relaxed", False)
+    with _still(model) as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
+        try:
+            for batch in batches:
+                x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+                x = x if images is None else x[: images - done]
+                if not len(x):
+                    break
+                binary, shape = binary and bool(((x == 0) | (x == 1)).all()), x.shape[1:]
+                certain = isinstance(base(model.posterior(x[:1].to(dtype))), NearestCode)
+                samples = 1 if certain else samples  # they would all be equal
+                if relaxes:
+                    relaxed.append(_relaxed_loss(model, x, dtype, (seed, IMPORTANCE, done, 1)))
+                size = max(1, _rows(device) // samples)
+                waiting = [
+                    pool.submit(_block, model, part, dtype, samples, (seed, IMPORTANCE, done + i * size))
+                    for i, part in enumerate(x.split(size))
+                ]
+                for future in waiting:
+                    blocks.append(future.result())
+                    done += len(blocks[-1].kl)
+                    progress(done)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            if not blocks:
+                raise
+            interrupted = True
+        if not blocks:
+            raise ValueError("there are no images to evaluate")
+        whole = _Block(*map(torch.cat, zip(*blocks, strict=True)))
+        done = len(whole.kl)
+        per_image = _per_image(whole, math.prod(shape), certain)
+        if relaxes:
+            per_image["loss_relaxed"] = torch.cat(relaxed)[:done].double()
+            per_image["loss_unrelaxed"] = whole.reconstruction + model.objective.beta * whole.kl
+            per_image["relaxation_gap"] = per_image["loss_unrelaxed"] - per_image["loss_relaxed"]
     metrics = {}
     for name, values in per_image.items():
         metrics[name] = values.mean().item()
@@ -175,8 +162,20 @@ def evaluate(
     if "perplexity" in rows[0]:
         metrics["code_perplexity"] = sum(row["perplexity"] for row in rows) / len(rows)
         metrics["codes_used"] = sum(row["codes_used"] for row in rows) / len(rows)
-    notes = _notes(model, grey, certain)
-    return Evaluation(metrics, rows, per_image, done, samples, interrupted, notes)
+    return Evaluation(metrics, rows, per_image, done, samples, interrupted, _notes(model, binary, certain))
+
+
+@contextmanager
+def _still(model: Any) -> Iterator[int]:
+    """The model in evaluation mode and torch on one thread; gives the number of threads that there were."""
+    training, threads = model.training, torch.get_num_threads()
+    model.eval()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+        model.train(training)
 
 
 def _rows(device: torch.device) -> int:
@@ -300,6 +299,21 @@ def unit_means(q: Distribution) -> Tensor:
     return gaussian(q, "the count of active units").loc.unsqueeze(-1)
 
 
+def _per_image(whole: _Block, pixels: int, certain: bool) -> dict[str, Tensor]:
+    """What is reported as a mean over images, (N,) float64 each."""
+    values = {
+        "negative_elbo": whole.reconstruction + whole.kl,
+        "reconstruction": whole.reconstruction,
+        "kl": whole.kl,
+    }
+    if not certain:
+        nll = -whole.log_evidence
+        values |= {"nll": nll, "bits_per_dimension": nll / (pixels * math.log(2))}
+        values["effective_samples"] = whole.effective_samples
+    information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
+    return values | {"mutual_information": information, "marginal_kl": whole.kl - information}  # adds up to the kl
+
+
 def units(means: Tensor) -> list[dict[str, Any]]:
     """Activity and code usage of each latent variable.
 
@@ -327,10 +341,10 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(model: Any, grey: bool, certain: bool) -> list[str]:
+def _notes(model: Any, binary: bool, certain: bool) -> list[str]:
     notes = []
     likelihood = getattr(model, "likelihood", None)
-    if grey and isinstance(likelihood, likelihoods.Bernoulli):
+    if not binary and isinstance(likelihood, likelihoods.Bernoulli):
         notes.append("grey pixels in a Bernoulli likelihood: cross-entropies, no likelihoods; not to be compared")
     if isinstance(likelihood, likelihoods.Gaussian):
         notes.append(
