@@ -190,6 +190,15 @@ def test_log_q_is_one_matrix_product(kind: str) -> None:
     torch.testing.assert_close(statistic @ natural.T - log_normalizer, expected)
 
 
+def test_the_aggregated_posterior_in_chunks_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Toy("gaussian")
+    q = model.posterior(model.images(23))
+    family = exponential_family(q, sample(q, 1)[0])
+    whole = mutual_information(*family)
+    monkeypatch.setattr(evaluation, "DENSITIES", 100)  # four images at a time
+    torch.testing.assert_close(mutual_information(*family), whole)
+
+
 def test_certain_posteriors_share_the_information_of_their_codes() -> None:
     """Six images on three codes: 1, 2 and 3 of them; I = H(1/6, 1/3, 1/2)."""
     codebook = torch.tensor([[0.0], [1.0], [2.0]])
@@ -237,6 +246,10 @@ def test_the_decoder_never_sees_more_rows_than_allowed(monkeypatch: pytest.Monke
         evaluate(model, [model.images(100)], samples=samples)
         assert max(model.rows) <= 64
         assert sum(model.rows) == samples * 100  # each image K times, and no more
+    model.rows.clear()
+    x = model.images(10)
+    importance_weighted(model.posterior(x), model.latent.prior(), model.nats(x), 1000)
+    assert max(model.rows) <= 64
 
 
 def test_chunks_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,9 +291,12 @@ def test_equal_calls_give_equal_bits_and_leave_no_trace() -> None:
     assert first.metrics == again.metrics
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
+    decode, seen = model.decode, set()
+    model.decode = lambda z: seen.add(torch.get_num_threads()) or decode(z)
     try:
         assert evaluate(model, [x], samples=100).metrics == first.metrics
         assert torch.get_num_threads() == 3
+        assert seen == {1}  # blocks side by side, each on one thread
     finally:
         torch.set_num_threads(threads)
     assert evaluate(model, [x], samples=100, seed=1).metrics["nll"] != first.metrics["nll"]
@@ -446,6 +462,8 @@ def test_a_sweep_is_evaluated_run_by_run(sweep: Path, capsys: pytest.CaptureFixt
     assert "nll" not in quantized["metrics"]
     assert "certain" in quantized["notes"][0]
     assert 0 < quantized["metrics"]["mutual_information"] <= math.log(50) + 1e-9
+    for name in ("gumbel_softmax", "gaussian"):
+        (sweep / name / "checkpoints" / "last.ckpt").unlink()
     assert cli.main([*EVALUATE, "run='sweep/g*'", "weights=best"]) == 0
     assert read(sweep / "gaussian")["weights"] == "best"
 

@@ -35,6 +35,9 @@ ROWS = {"cpu": 1000}
 (3 MB) still fit into a processor's cache. A fixed number, because the draws depend on it."""
 ROWS_ELSEWHERE = 50_000
 
+DENSITIES = 4_000_000
+"""Values of log q(z_i|x_j) at a time for the aggregated posterior: 32 MB."""
+
 ACTIVE = 0.01
 """Activity above which a unit counts as active (Burda et al. 2016)."""
 USED = 0.1
@@ -279,7 +282,7 @@ def mutual_information(statistic: Tensor, natural: Tensor, log_normalizer: Tenso
         statistic, natural, log_normalizer: `exponential_family` of q(z|x_i) at one z_i each: (N, F), (N, F), (N,).
     """
     images = len(statistic)
-    chunk = max(1, 4_000_000 // images)  # 32 MB of log densities at a time
+    chunk = max(1, DENSITIES // images)
     terms = []
     for first, part in zip(range(0, images, chunk), statistic.split(chunk), strict=True):
         log_q = part @ natural.T - log_normalizer  # (chunk, N): z_i under q(z|x_j)
