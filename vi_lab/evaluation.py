@@ -142,6 +142,9 @@ def evaluate(
                     blocks.append(future.result())
                     done += len(blocks[-1].kl)
                     progress(done)
+                # many small tensors that stay would pin the freed large ones between them: gigabytes at 10,000 images
+                blocks = [_Block(*map(torch.cat, zip(*blocks, strict=True)))]
+                del waiting, future
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             if not blocks:
