@@ -80,6 +80,7 @@ def test_run_folder_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert names >= {
         ".hydra/config.yaml", ".hydra/overrides.yaml", "config_resolved.yaml", "environment.json", "status.json",
         "metrics.csv", "metrics.json", "timing.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "evaluation.json", "units.csv",
         "figures/data.png", "figures/history.png", "figures/reconstructions.png", "figures/samples.png",
     }  # fmt: skip
     status = json.loads((folder / "status.json").read_text())
@@ -225,6 +226,7 @@ def test_ddp_trains_two_processes_on_disjoint_shards(tmp_path: Path) -> None:
     assert metrics["step"] == 24  # 1,200 images, 2 processes of 50
     assert all(math.isfinite(value) for value in metrics.values())
     assert done.stdout.count("epoch 2/2") == 1  # one process speaks
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["images"] == 360  # of both shards
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "completed"
 
 

@@ -79,7 +79,7 @@ class Recorder(Callback):
         }
     }
 
-    HYPERPARAMETER_METRICS = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss")
+    HYPERPARAMETER_METRICS = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss", "test/nll")
 
     def __init__(self, folder: Path, temperature: Temperature, hyperparameters: dict) -> None:
         self.folder = folder

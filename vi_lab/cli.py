@@ -13,6 +13,7 @@ from vi_lab.errors import ViLabError, one_line
 
 COMMANDS = {
     "train": ("vi_lab.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
+    "evaluate": ("vi_lab.evaluate_command", "likelihood, bounds and latent use of trained models"),
     "audit": ("vi_lab.audit_command", "how biased and how noisy each estimator is, at the weights of a model"),
     "compare": ("vi_lab.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
     "board": ("vi_lab.board", "TensorBoard on this machine, over all runs below a folder"),

@@ -78,6 +78,8 @@ PRECISIONS = ("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-t
 
 RULES: dict[str, Rule] = {
     "run": Rule(lambda v: v is None or isinstance(v, str), "a run folder"),
+    "weights": _one_of("last", "best"),
+    "split": _one_of("test", "val"),
     "audit.estimators": Rule(
         lambda v: v is None or (isinstance(v, list) and v != [] and all(isinstance(i, str) for i in v)),
         "a list of estimators such as [gumbel_softmax,rloo], or null",
@@ -226,7 +228,8 @@ def check(values: dict, shipped: dict) -> None:
             raise UserError(f"{path}={_show(value)}: wanted {rule.wanted}")
         if not rule and (not _same_type(value, known[path]) or (value is None and known[path] is not None)):
             raise UserError(f"{path}={_show(value)}: wanted {wanted}")
-    _check_pair(values)
+    if "estimator" in values:
+        _check_pair(values)
 
 
 def _show(value: Any) -> str:

@@ -8,6 +8,7 @@ last: (S, B, *event).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -152,6 +153,33 @@ def sample(q: Distribution, samples: int) -> Tensor:
     if isinstance(base(q), (OneHotCategorical, Bernoulli)):
         return vertex(q, perturbed_logits(q, samples))
     return q.sample((samples,))
+
+
+@torch.no_grad()
+def draw(q: Distribution, samples: int, generator: torch.Generator) -> Tensor:
+    """`sample` from a generator of its own, for many samples: (samples, B, *event). The same distribution, other draws.
+
+    A discrete variable takes one uniform number, which is looked up in its cumulative probabilities, in place of a
+    Gumbel per class: a tenth of the time.
+    """
+    b = base(q)
+    if isinstance(b, NearestCode):
+        return b.sample((samples,))
+
+    def noise(fill: Callable[..., Tensor], like: Tensor) -> Tensor:
+        return fill((samples, *like.shape), dtype=like.dtype, device=like.device, generator=generator)
+
+    if isinstance(b, Bernoulli):
+        return (noise(torch.rand, b.probs) < b.probs).to(b.probs)
+    if isinstance(b, OneHotCategorical):
+        cumulative = b.probs.cumsum(-1)  # (B, L, C)
+        cumulative[..., -1] = 2.0  # rounding may leave it just below 1
+        below = (noise(torch.rand, cumulative[..., :1]) < cumulative).to(cumulative)  # 0 ... 0 1 ... 1 over the classes
+        z = below.clone()
+        z[..., 1:] -= below[..., :-1]  # 1 where it steps up
+        return z
+    b = gaussian(q, "sampling")
+    return b.loc + b.scale * noise(torch.randn, b.loc)
 
 
 def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -> Tensor:

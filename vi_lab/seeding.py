@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 # Streams: the first value folded into the seed, so that no two uses share noise.
-INIT, ORDER, PIXELS, NOISE, EVALUATION, PICTURES = range(6)
+INIT, ORDER, PIXELS, NOISE, EVALUATION, PICTURES, IMPORTANCE = range(7)
 
 _MASK = (1 << 64) - 1
 

@@ -279,6 +279,9 @@ def run(
     trainer.test(model, datamodule, verbose=False)
     final = recorder.final
     if trainer.is_global_zero:
+        from vi_lab.evaluate_command import evaluate_trained
+
+        final |= evaluate_trained(config, trainer, model, folder, console, label)
         rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
         write_json(folder / "metrics.json", rows)
         trainer.logger.log_metrics(

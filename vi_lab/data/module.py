@@ -100,9 +100,10 @@ class MNISTDataModule(lightning.LightningDataModule):
         """What is evaluated after each epoch, in the order of the validation loaders."""
         return ["val"] * (self.validation > 0) + ["test"] * self.test_every_epoch
 
-    def loader(self, split: str) -> BatchLoader:
-        """Batches of a split; of this process's shard of it where several train together."""
+    def loader(self, split: str, whole: bool = False) -> BatchLoader:
+        """Batches of a split; of this process's shard of it where several train together, unless `whole`."""
         training = split == "train"
+        trainer = None if whole else self.trainer
         return BatchLoader(
             *self.splits[split],
             self.batch_size if training else self.eval_batch_size,
@@ -110,8 +111,8 @@ class MNISTDataModule(lightning.LightningDataModule):
             binarization=self.binarization,
             shuffle=training,
             drop_last=training and self.drop_last,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
         )
 
     def train_dataloader(self) -> BatchLoader:
