@@ -24,6 +24,7 @@ COMMANDS = {
     "audit": ["audit", "run=theirs", "hydra.run.dir=lab"],
     "reproduce": ["reproduce", "theirs", "--output", "again"],
     "compare": ["compare", "theirs"],
+    "evaluate": ["evaluate", "run=theirs", "evaluation.samples=2"],
 }
 
 
@@ -88,7 +89,7 @@ def test_interpolations_are_not_filled_in(theirs: Path, capsys: pytest.CaptureFi
     assert "wanted a plain value" in refused(capsys, *COMMANDS["train"])
 
 
-@pytest.mark.parametrize("command", ["train", "audit"])
+@pytest.mark.parametrize("command", ["train", "audit", "evaluate"])
 @pytest.mark.parametrize("kind", ["pickle", "torch", "inside"])
 def test_checkpoints_with_code(theirs: Path, command: str, kind: str, capsys: pytest.CaptureFixture) -> None:
     file = theirs / "checkpoints" / "last.ckpt"
@@ -112,8 +113,8 @@ def test_nothing_is_written_through_links(theirs: Path, capsys: pytest.CaptureFi
         before = link.read_bytes() if link.is_file() else None
         link.unlink(missing_ok=True)
         link.symlink_to(Path("outside").resolve())
-        text = refused(capsys, "train", "resume=theirs", "trainer.max_epochs=2")
-        assert "link" in text
+        for arguments in (["train", "resume=theirs", "trainer.max_epochs=2"], COMMANDS["evaluate"]):
+            assert "link" in refused(capsys, *arguments)
         link.unlink()
         if before is not None:
             link.write_bytes(before)

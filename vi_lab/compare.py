@@ -26,7 +26,7 @@ import pandas
 from rich.console import Console
 from scipy.special import stdtrit
 
-from vi_lab.errors import UserError, ViLabError, one_line
+from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs import NOT_SETTINGS, Run, find_runs, inside, read_json
 
 CONFIDENCE = 0.95
@@ -81,12 +81,6 @@ def paired_difference(values: pandas.Series, reference: pandas.Series, confidenc
 
 
 # --- what is compared ----------------------------------------------------------------------------------------------
-
-
-def printable(value: Any) -> str:
-    """Text in which nothing moves a terminal's cursor, reverses the line, or cannot be encoded: such characters stand
-    as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(value))
 
 
 @dataclass(frozen=True)

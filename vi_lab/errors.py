@@ -29,6 +29,12 @@ class Interrupted(KeyboardInterrupt):
         return Interrupted, (self.number, self.where)  # parallel launchers send it between processes
 
 
+def printable(value: object) -> str:
+    """Text in which nothing moves a terminal's cursor, reverses the line, or cannot be encoded: such characters stand
+    as escapes. For what comes from somebody else's folder."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(value))
+
+
 def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__

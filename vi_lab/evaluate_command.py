@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 import vi_lab
 from vi_lab.compare import labels
 from vi_lab.config import CONFIG_DIR, read_arguments
-from vi_lab.errors import UserError, ViLabError, one_line
-from vi_lab.runs import Run, find_runs
+from vi_lab.errors import UserError, ViLabError, one_line, printable
+from vi_lab.runs import Run, find_runs, refuse_links
 from vi_lab.snapshot import write_csv, write_json
 from vi_lab.train import Abort, launch, prepare_process
 
@@ -66,7 +66,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     chosen = [run for run in found if single or run.state == "completed"]
     for other in found:
         if other not in chosen:
-            console.print(f"left out: {other.folder} ({other.state})", highlight=False, markup=False)
+            console.print(f"left out: {printable(other.folder)} ({other.state})", highlight=False, markup=False)
     if not chosen:
         raise UserError(f"none of the {len(found)} runs below {config.run} has finished")
     device, threads = prepare_process(config)
@@ -74,8 +74,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     reports: list[dict[str, Any]] = []
     evaluated: list[Run] = []
     for stored in chosen:
-        name = stored.folder.resolve().name
+        name = printable(stored.folder.resolve().name)
         try:
+            refuse_links(stored.folder)
             _prepare(stored, config)
             stored.model.to(device)
             stored.datamodule.setup()
@@ -112,7 +113,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     console.print(one_run(reports[0]) if single else table(evaluated, reports))
     for note in dict.fromkeys(note for report in reports for note in report["notes"]):
         console.print(f"note: {note}", highlight=False, markup=False)
-    where = f"in {evaluated[0].folder}" if single else f"in each of the {len(evaluated)} run folders"
+    where = f"in {printable(evaluated[0].folder)}" if single else f"in each of the {len(evaluated)} run folders"
     console.print(f"evaluation.json and units.csv are {where}", highlight=False, markup=False, soft_wrap=True)
     if reports[-1]["interrupted"]:
         last = reports[-1]
@@ -320,6 +321,7 @@ def one_run(report: dict[str, Any]) -> Table:
 
 def table(runs: list[Run], reports: list[dict[str, Any]]) -> Table:
     """Several evaluations, best nll first (the negative ELBO where there is none)."""
+    from rich.markup import escape
     from rich.table import Table
 
     columns = {
@@ -336,7 +338,7 @@ def table(runs: list[Run], reports: list[dict[str, Any]]) -> Table:
     result.add_column("data", no_wrap=True)
     for heading in (*columns.values(), "bits/dim", "active"):
         result.add_column(heading, justify="right", no_wrap=True)
-    names = labels([[run] for run in runs])
+    names = labels([run.settings for run in runs])
 
     def rank(row: tuple[str, Run, dict]) -> float:
         metrics = row[2]["metrics"]
@@ -347,7 +349,7 @@ def table(runs: list[Run], reports: list[dict[str, Any]]) -> Table:
         with_error = ("nll", "negative_elbo")
         cells = [(_value if column in with_error else _plain)(metrics, column) for column in columns]
         result.add_row(
-            f"{name} s{run.settings['seed']}",
+            escape(f"{name} s{run.settings['seed']}"),
             f"{report['source']}/{report['binarization']}",
             *cells,
             _plain(metrics, "bits_per_dimension", 4),

@@ -52,6 +52,8 @@ NOT_SETTINGS = (
     "resume",
     "projector",
     "checkpoint.every_n_steps",
+    "evaluation.samples",
+    "evaluation.images",
 )
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -281,7 +282,10 @@ def run(
     if trainer.is_global_zero:
         from vi_lab.evaluate_command import evaluate_trained
 
-        final |= evaluate_trained(config, trainer, model, folder, console, label)
+        try:
+            final |= evaluate_trained(config, trainer, model, folder, console, label)
+        except KeyboardInterrupt:
+            raise Interrupted(stop.requested or signal.SIGINT, "in the evaluation after training") from None
         rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
         write_json(folder / "metrics.json", rows)
         trainer.logger.log_metrics(
