@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vi_lab.config import plain
-from vi_lab.errors import UserError, ViLabError
+from vi_lab.errors import UserError, ViLabError, printable
 from vi_lab.resume import parse_values
 from vi_lab.runs import Run, load_checkpoint, load_run
-from vi_lab.snapshot import differences, write_json
+from vi_lab.snapshot import differences, threads_of, write_json
 
 MAY_CHANGE = ("data.root", "data.download", "threads", "figures", "debug")
 
@@ -55,9 +55,7 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
     from vi_lab.train import check_accelerators, execute
 
     check_accelerators([plain(config)], multirun=False)
-    threads = run.environment.get("threads")
-    if config.threads is None and isinstance(threads, int) and threads > 0:
-        config.threads = threads  # another number gives other bits
+    config.threads = config.threads or threads_of(run.environment)  # another number gives other bits
     execute(config, target, command=f"vi-lab reproduce {folder}")
     return report(run, Run(target))
 
@@ -87,10 +85,11 @@ def report(then: Run, now: Run) -> bool:
     say = {"highlight": False, "markup": False}
     console.print("metrics.csv (each epoch): " + ("equal" if curves else "differs"), **say)
     console.print("weights of last.ckpt: " + (weights or "equal"), **say)
-    for difference in changed or ["nothing of code, versions, hardware, threads and data has changed"]:
+    unchanged = "nothing of code, versions, hardware, threads and data has changed"
+    for difference in list(map(printable, changed)) or [unchanged]:
         console.print(f"since then: {difference}", **say)
     verdict = "equal to the last bit" if equal else "not equal to the last bit"
-    console.print(f"{then.folder}: {verdict}. The repetition is in {now.folder}", **say)
+    console.print(f"{printable(then.folder)}: {verdict}. The repetition is in {now.folder}", **say)
     outcome = {name: {"then": a, "now": b} for name, (a, b) in metrics.items()}
     details = {"run": str(then.folder), "equal": equal, "metrics.csv equal": curves, "weights": weights or "equal"}
     write_json(now.folder / "reproduction.json", {**details, "metrics": outcome, "changed": changed})

@@ -142,8 +142,16 @@ def differences(then: dict, now: dict) -> list[str]:
     """What of code, versions, hardware, threads and data two snapshots (see `environment`) differ in, in words."""
 
     def flat(snapshot: dict) -> dict[str, Any]:
-        return {**snapshot, **{f"{k}.{i}": v for k in ("packages", "data") for i, v in (snapshot.get(k) or {}).items()}}
+        parts = {key: snapshot.get(key) for key in ("packages", "data")}  # perhaps of a damaged file
+        inner = {f"{k}.{i}": v for k, part in parts.items() if isinstance(part, dict) for i, v in part.items()}
+        return {**snapshot, **inner}
 
     then, now = flat(then), flat(now)
-    keys = [key for key in now if key not in ("command", "packages", "data", "platform")]
+    keys = [key for key in now if key not in ("command", "packages", "data", "platform", "resumed")]
     return [f"{key} is {now[key]}, was {then.get(key)}" for key in keys if now[key] != then.get(key)]
+
+
+def threads_of(snapshot: dict) -> int | None:
+    """The number of CPU threads in a snapshot, which the last digits depend on; None where it says nothing of use."""
+    threads = snapshot.get("threads")
+    return threads if isinstance(threads, int) and 0 < threads <= 1024 else None

@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.config import CONFIG_DIR, check_overrides, check_targets, explain, leaves, plain, quote, read_arguments
-from vi_lab.errors import Interrupted, UserError, one_line
+from vi_lab.errors import Interrupted, UserError, one_line, printable
 from vi_lab.runs import CONFIG_FILE, check_weights, finished, read_json
-from vi_lab.snapshot import Status, differences, environment, write_json, write_text
+from vi_lab.snapshot import Status, differences, environment, threads_of, write_json, write_text
 from vi_lab.stopping import Stop, hold
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def run(
     """
     started = time.perf_counter()
     snapshot = read_json(folder, "environment.json") if resume else {}
-    device_name, threads = prepare_process(config, workers, snapshot.get("threads"))
+    device_name, threads = prepare_process(config, workers, threads_of(snapshot))
 
     from rich.console import Console
 
@@ -248,12 +248,15 @@ def run(
     if snapshot:
         if snapshot.get("data") != data:
             raise UserError(f"{folder}: the data are not those that the run began with; give data.root=FOLDER")
-        for difference in differences(snapshot, surroundings):
-            say(f"{label}{difference}: the last digits may differ from an uninterrupted run")
+        changed = differences(snapshot, surroundings)
+        for difference in changed:
+            say(f"{label}{printable(difference)}: the last digits may differ from an uninterrupted run")
+        before = snapshot.get("resumed")
+        surroundings = {**snapshot, "resumed": [*(before if isinstance(before, list) else []), {"changed": changed}]}
+    else:
+        surroundings["decoder_evaluations"] = decoder_evaluations(model, datamodule.shape)  # per image and step
     if main_process():
         write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
-        evaluations = {"decoder_evaluations": decoder_evaluations(model, datamodule.shape)}  # per image and step
-        surroundings |= {"command": snapshot.get("command", command), **evaluations}
         write_json(folder / "environment.json", surroundings)
     say(
         f"{label}{config.name} seed {config.seed}: {model.latent} on {config.data.source} "
@@ -397,6 +400,8 @@ def build_trainer(
     recorder = Recorder(folder, temperature, hyperparameters(config))
     checkpoints = Checkpoints(folder, recorder, stop, config.checkpoint.every_n_steps)
     display = ProgressDisplay(console, recorder, console.is_terminal and not label, label)
+    if config.checkpoint.every_n_steps and "ddp" in str(config.accelerator.strategy):
+        raise UserError("checkpoint.every_n_steps: processes that train together are saved at the ends of epochs only")
     audit = plain(config.audit)
     watch = [GradientAudit(**audit)] if audit["every_n_steps"] else []
     if config.figures:
