@@ -103,7 +103,7 @@ def test_run_folder_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert checkpoint["global_step"] == 24
     out = capsys.readouterr().out
     assert "epoch 2/2" in out
-    assert "tensorboard --logdir" in out
+    assert "vi-lab board" in out
     assert "\x1b" not in out  # plain lines without a terminal
 
 

@@ -247,9 +247,12 @@ class Run:
 
     @cached_property
     def _built(self) -> tuple[MNISTDataModule, VAE]:
+        import torch
+
         from vi_lab.train import build
 
-        datamodule, model, _ = build(self.config)
+        with torch.random.fork_rng(devices=[]):  # building seeds the weights
+            datamodule, model, _ = build(self.config)
         load_weights(model, self.checkpoint(self.weights))
         return datamodule, model.eval()
 
