@@ -8,6 +8,7 @@ Three loops over the same model are timed in turn, a block of steps each:
   bare      forward, backward, optimiser on one batch that stays in place: what the mathematics costs
   notebook  what a tutorial writes: a DataLoader over PIL images with ToTensor, Adam without fusing, `.item()` each step
   vi_lab    the Lightning module and loader of this project, with the unrelaxed loss and the metrics
+The last columns are what writing a checkpoint takes, and its share of the training steps of an epoch.
 """
 
 from __future__ import annotations
@@ -93,10 +94,12 @@ def notebook(config: OmegaConf, steps: int) -> Callable[[], float]:
     return block
 
 
-def lightning(config: OmegaConf, steps: int, folder: Path) -> Callable[[], float]:
-    """Seconds per step of `vi-lab train`, evaluation and checkpoints left out."""
+def lightning(config: OmegaConf, steps: int, folder: Path, checkpoints: list[float]) -> Callable[[], float]:
+    """Seconds per step of `vi-lab train`, evaluation, pictures and checkpoints left out; the seconds of the checkpoint
+    at the end are appended to `checkpoints`."""
     config = OmegaConf.merge(config, {"trainer": {"limit_val_batches": 0, "max_epochs": 1, "max_steps": steps}})
     config.data.validation = 0
+    config.figures = False
 
     def block() -> float:
         datamodule, model, _ = build(config)
@@ -106,6 +109,14 @@ def lightning(config: OmegaConf, steps: int, folder: Path) -> Callable[[], float
         trainer.callbacks[0].on_train_epoch_start = lambda *_: started.append(time.perf_counter())
         ended: list[float] = []
         trainer.callbacks[0].on_train_epoch_end = lambda *_: ended.append(time.perf_counter())
+        save = trainer.save_checkpoint
+
+        def timed(*arguments: object) -> None:
+            start = time.perf_counter()
+            save(*arguments)
+            checkpoints.append(time.perf_counter() - start)
+
+        trainer.save_checkpoint = timed
         trainer.fit(model, datamodule)
         return (ended[0] - started[0]) / trainer.global_step
 
@@ -125,7 +136,15 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     console = Console()
     table = Table(title=f"median of {arguments.rounds} rounds of {arguments.steps} steps", title_justify="left")
-    for heading in ("estimator", "bare ms", "vi_lab ms", "vi_lab / bare", "notebook / vi_lab"):
+    for heading in (
+        "estimator",
+        "bare ms",
+        "vi_lab ms",
+        "vi_lab / bare",
+        "notebook / vi_lab",
+        "checkpoint ms",
+        "of an epoch",
+    ):
         table.add_column(heading, justify="left" if heading == "estimator" else "right")
     overrides = arguments.overrides or ["data=digits"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,17 +158,22 @@ def main() -> int:
             config.trainer.max_epochs = 1
             prepare_process(config)
             steps = min(arguments.steps, 12 if config.data.source == "digits" else arguments.steps)
-            loops = bare(config, steps), lightning(config, steps, Path(scratch)), notebook(config, steps)
+            saved: list[float] = []
+            loops = bare(config, steps), lightning(config, steps, Path(scratch), saved), notebook(config, steps)
             for loop in loops:
                 loop()  # warm-up
             rounds = [[loop() for loop in loops] for _ in range(arguments.rounds)]
             own, ours, theirs = zip(*rounds, strict=True)
+            datamodule = build(config)[0]
+            epoch = statistics.median(ours) * (len(datamodule.load().train_images) // config.data.batch_size)
             table.add_row(
                 name,
                 f"{1e3 * statistics.median(own):.2f}",
                 f"{1e3 * statistics.median(ours):.2f}",
                 f"{statistics.median(b / a for a, b in zip(own, ours, strict=True)):.2f}",
                 f"{statistics.median(c / b for b, c in zip(ours, theirs, strict=True)):.2f}",
+                f"{1e3 * statistics.median(saved):.1f}",
+                f"{statistics.median(saved) / epoch:.1%}",
             )
     console.print(table)
     return 0

@@ -76,6 +76,7 @@ OPTIONS = {
     "each step": ["checkpoint.every_n_steps=1"],
     "each epoch": [],
     "no validation": ["data.validation=0", "checkpoint.every_n_steps=3"],
+    "a number of steps": ["trainer.max_steps=30", "checkpoint.every_n_steps=7"],
     "validation every other epoch": ["data.test_every_epoch=true", "trainer.check_val_every_n_epoch=2"],
 }
 ENDS = [("each step", step) for step in (1, 4, 11, 12, 13, 23, 24)]  # 12 steps an epoch

@@ -371,7 +371,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE, str]:
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, console: Any, label: str, stop: Stop
+    config: DictConfig, folder: Path, console: Any, label: str = "", stop: Stop | None = None
 ) -> tuple[lightning.Trainer, Recorder]:
     """The Lightning trainer, with the callbacks that make a run folder."""
     import logging
@@ -398,7 +398,7 @@ def build_trainer(
 
     temperature = Temperature(instantiate(config.schedule))
     recorder = Recorder(folder, temperature, hyperparameters(config))
-    checkpoints = Checkpoints(folder, recorder, stop, config.checkpoint.every_n_steps)
+    checkpoints = Checkpoints(folder, recorder, stop or Stop(), config.checkpoint.every_n_steps)
     display = ProgressDisplay(console, recorder, console.is_terminal and not label, label)
     if config.checkpoint.every_n_steps and "ddp" in str(config.accelerator.strategy):
         raise UserError("checkpoint.every_n_steps: processes that train together are saved at the ends of epochs only")
