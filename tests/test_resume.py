@@ -76,11 +76,12 @@ OPTIONS = {
     "each step": ["checkpoint.every_n_steps=1"],
     "each epoch": [],
     "no validation": ["data.validation=0", "checkpoint.every_n_steps=3"],
+    "accumulated gradients": ["+trainer.accumulate_grad_batches=3", "checkpoint.every_n_steps=1"],
     "a number of steps": ["trainer.max_steps=30", "checkpoint.every_n_steps=7"],
     "validation every other epoch": ["data.test_every_epoch=true", "trainer.check_val_every_n_epoch=2"],
 }
 ENDS = [("each step", step) for step in (1, 4, 11, 12, 13, 23, 24)]  # 12 steps an epoch
-ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in (4, 12, 24)]
+ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in ((2, 4, 7) if "acc" in name else (4, 12, 24))]
 
 
 @pytest.mark.parametrize(("name", "crash_at"), ENDS)

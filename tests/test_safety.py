@@ -59,7 +59,7 @@ def rewrite(folder: Path, **changes: object) -> None:
     values = OmegaConf.to_container(OmegaConf.load(folder / "config_resolved.yaml"))
     config = OmegaConf.create(values)
     for path, value in changes.items():
-        OmegaConf.update(config, path.replace("__", "."), value, force_add=True)
+        OmegaConf.update(config, path.replace("__", ".", 1), value, force_add=True)
     (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(config))
 
 
@@ -206,3 +206,14 @@ def test_every_shipped_config_is_accepted(tmp_path: Path) -> None:
             (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
             assert load_run(folder).config.seed == 0
     assert len(find_runs([tmp_path])) > 40
+
+
+def test_classes_of_the_users_own(theirs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    Path("minelib.py").write_text(
+        "from vi_lab.estimators import GumbelSoftmax\n\nclass Mine(GumbelSoftmax):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    rewrite(theirs, estimator___target_="minelib.Mine")
+    assert "set VI_LAB_TRUST=minelib" in refused(capsys, *COMMANDS["reproduce"])
+    monkeypatch.setenv("VI_LAB_TRUST", "other,minelib")
+    assert cli.main(COMMANDS["reproduce"]) == 0

@@ -26,6 +26,11 @@ from vi_lab.snapshot import write_csv
 ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temperature's floor"
 
 
+def step_is_complete(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether the optimiser has stepped with this batch, where gradients of several batches are accumulated."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
 class Temperature(Callback):
     """Writes schedule(global step) into the estimator's temperature before each step. Stateless.
 
@@ -137,9 +142,11 @@ class Recorder(Callback):
             f"{''.join(f', {term}' for term in terms)}); {ADVICE}; the last checkpoint is kept"
         )
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0:
+        if step % trainer.log_every_n_steps == 0 and step_is_complete(trainer, batch_idx):
             self.check_losses(trainer, module)
             means = self._checked(trainer, module.window_means.compute())
             module.window_means.reset()
@@ -287,7 +294,8 @@ class GradientAudit(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: tuple, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every or not trainer.is_global_zero:
+        due = trainer.global_step % self.every == 0 and step_is_complete(trainer, batch_idx)
+        if not due or not trainer.is_global_zero:
             return
         bench = Bench(module, batch[0][: self.batch], module.objective.beta)
         estimator = copy.deepcopy(module.estimator).eval()

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vi_lab.callbacks import ADVICE, Recorder
+from vi_lab.callbacks import ADVICE, Recorder, step_is_complete
 from vi_lab.errors import Interrupted, ViLabError, one_line
 from vi_lab.models import VAE
 from vi_lab.runs import load_checkpoint
@@ -84,8 +84,10 @@ class Checkpoints(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
-        if trainer.is_last_batch:  # the end of the epoch follows
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch or not step_is_complete(trainer, batch_idx):  # the end of the epoch follows, or more
             return
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due or self.stop.requested:

@@ -112,6 +112,10 @@ class Record:
         value = self.environment("decoder_evaluations")
         return float(value) if _is_number(value) and value > 0 else math.nan
 
+    def likelihood(self, key: str) -> Any:
+        """How the NLL was estimated: `samples` (K) per image, or `images`."""
+        return self.evaluation.get(key, self.run.settings.get(f"evaluation.{key}"))
+
     @property
     def images_per_step(self) -> int:
         """Training images per optimiser step."""
@@ -423,7 +427,7 @@ def _notes(comparison: Comparison) -> Iterable[str]:
         yield from (f"{note[:-1]}{where}." for note in _section_notes(section, comparison))
     if comparison.has("test/nll"):
         for key, word in (("samples", "samples K per image"), ("images", "test images")):
-            if spread := _spread(groups, lambda r, k=key: r.evaluation.get(k, r.run.settings.get(f"evaluation.{k}"))):
+            if spread := _spread(groups, lambda r, k=key: r.likelihood(k)):
                 yield f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
     if spread := _spread(groups, _environment("processor", "device", "threads")):
         yield f"Wall times come from different machines or numbers of threads ({spread})."

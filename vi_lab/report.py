@@ -117,6 +117,12 @@ def explanation(comparison: Comparison) -> list[str]:
             f"Differences are paired by seed, with Student's {level} interval for each on its own: among many, some "
             "leave zero out by chance."
         )
+    if comparison.has("test/nll"):
+        samples = {str(record.likelihood("samples")) for group in comparison.groups for record in group.records}
+        sentences.append(
+            f"NLL: importance sampling with K = {printable(' or '.join(sorted(samples)))} samples per image, an upper "
+            "bound in expectation, which falls with K."
+        )
     if any(math.isfinite(group.decoder_evaluations) for group in comparison.groups):
         sentences.append(
             "Evaluations: how often the estimator calls the decoder, per image and training step; backward passes and "

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
 
     folder, others = Path(_unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
     if (folder / "multirun.yaml").is_file():
-        return launch("train", task, resume_sweep(folder, others), resuming=True)
+        own = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
+        return launch("train", task, [*own, *resume_sweep(folder, others)], resuming=True)
     _command_line[:] = [sys.argv[0], "train", *argv]
     resume_run(folder, others)
     return 0
