@@ -65,7 +65,7 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
                 curves = get(f"{url}data/plugin/custom_scalars/scalars?{query}")
                 assert len(curves["tag_to_events"][tag]) == 2  # 12 steps, a point each 5
             assert {group["hparams"]["temperature"] for group in groups} == {0.5, 1.0}
-            assert any(len(values) == 4 and "NaN" not in values and min(values) > 0 for values in final)
+            assert any(len(values) == 5 and "NaN" not in values and min(values) > 0 for values in final)
         finally:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)

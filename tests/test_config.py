@@ -93,7 +93,7 @@ MISTAKES = {
     "network=3": "network=3",
     "optimizer.lr=null": "optimizer.lr=null: wanted a number above 0",
     "seed=-1": "wanted a whole number from 0",
-    "name=a/b": "wanted a name without slashes",
+    "name=a/b": r"wanted a name that can be a folder.s",
     "+foo=1": "there is no key foo",
     "+estimator.foo=1": "estimator has no key foo",
     "+estimator.sample=1": "did you mean samples",
