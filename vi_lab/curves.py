@@ -6,7 +6,6 @@ Matplotlib's figures without pyplot: no global state, and the same bytes each ti
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vi_lab.compare import Comparison, Group, Section
 from vi_lab.errors import ViLabError
+from vi_lab.snapshot import write_bytes
 
 # Okabe and Ito (2008), without the yellow, which is faint on white, and without black, which is the text
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -53,15 +53,12 @@ class Curves:
 
     def write(self, folder: Path) -> Path:
         """`folder/NAME.png`, whole or not at all."""
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            self.figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
         path = folder / f"{self.name}.png"
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing")
-                self.figure.savefig(scratch, format="png", dpi=150, metadata={"Software": None})
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_bytes(path, file.getvalue())
         return path
 
 

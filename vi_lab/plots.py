@@ -6,12 +6,15 @@ notebook's backend, state or open figures.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vi_lab.snapshot import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +46,12 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> Path:
-    """Write (H, W, 3) uint8 pixels."""
+    """Write (H, W, 3) uint8 pixels, whole or not at all."""
     from PIL import Image
 
-    Image.fromarray(pixels).save(path, optimize=True)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png", optimize=True)
+    write_bytes(path, file.getvalue())
     return path
 
 

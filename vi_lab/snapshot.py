@@ -30,14 +30,19 @@ PACKAGES = (
 )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` whole or not at all: written beside the target, then renamed."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` whole or not at all: written beside the target, then renamed."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(data)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, data: dict) -> None:
