@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -134,7 +135,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each loop, taken in turn (5)")
     parser.add_argument("--steps", type=int, default=100, help="steps per block (100)")
     arguments = parser.parse_intermixed_args()
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     table = Table(title=f"median of {arguments.rounds} rounds of {arguments.steps} steps", title_justify="left")
     for heading in (
         "estimator",
