@@ -193,7 +193,8 @@ def execute(
         UserError: another process works in the folder.
         Interrupted: a signal has stopped the run; its checkpoint is written.
     """
-    if not main_process():  # one process keeps the books
+    if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return run(config, folder, command, workers, label, resume)
     with hold(folder):
         status = Status(folder)
