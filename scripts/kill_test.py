@@ -54,6 +54,9 @@ def differences(a: Path, b: Path) -> list[str]:
     for key in ("state_dict", "optimizer_states", "means", "global_step"):
         if not same(one[key], other[key]):
             found.append(f"{key} of last.ckpt")
+    best = [folder / "checkpoints" / "best.ckpt" for folder in (a, b)]
+    if best[0].is_file() and not same(*(torch.load(file, weights_only=True)["state_dict"] for file in best)):
+        found.append("best.ckpt")
     ours, theirs = curves(a), curves(b)
     for tag in sorted(ours | theirs):
         steps = [step for step, _ in theirs.get(tag, [])]

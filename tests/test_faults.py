@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from test_train import SMALL, config, read_rows
 
 from vi_lab import cli, load_run
@@ -122,3 +123,28 @@ def test_values_behind_a_plus_are_checked_too(override: str, capsys: pytest.Capt
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert override.lstrip("+").split("=")[0].split(".")[-1] in err
+
+
+def test_an_error_in_a_class_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("vi_lab.models.VAE.training_step", broken)
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/a"]) == 1
+    assert capsys.readouterr().err == "vi-lab train: ZeroDivisionError: division by zero; --debug shows where\n"
+    assert cli.main(["train", *SMALL, "--debug", f"hydra.run.dir={tmp_path}/b"]) == 1
+    assert "in broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["optimizer_states", "loops", "means"])
+def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys: pytest.CaptureFixture) -> None:
+    run(config("trainer.max_epochs=1"), tmp_path)
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    whole = load_checkpoint(file)
+    for damaged in ({k: v for k, v in whole.items() if k != lacking}, {**whole, lacking: {"nonsense": 1}}):
+        torch.save(damaged, file)
+        capsys.readouterr()
+        assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1

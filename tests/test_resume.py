@@ -257,6 +257,24 @@ def test_best_is_the_checkpoint_of_least_validation_loss(tmp_path: Path, monkeyp
     assert best["epoch"] == losses.index(min(losses))
 
 
+def test_a_run_that_ends_before_its_best_checkpoint_is_named(
+    tmp_path: Path, kill_test, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "whole", monkeypatch=monkeypatch)
+    (tmp_path / "killed").mkdir()
+
+    def crash(source: Path, target: Path) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vi_lab.checkpoints._link", crash)
+        with pytest.raises(Crash):
+            run(config("trainer.max_epochs=1"), tmp_path / "killed")
+    resume_run(tmp_path / "killed", [])
+    best, last = (load_checkpoint(tmp_path / "killed" / "checkpoints" / f"{n}.ckpt") for n in ("best", "last"))
+    assert kill_test.same(best["state_dict"], last["state_dict"])
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vi_lab.callbacks import Recorder
 

@@ -76,10 +76,11 @@ class Checkpoints(Callback):
         self.folder, self.recorder, self.stop, self.every_n_steps = folder, recorder, stop, every_n_steps
         self.file = folder / "checkpoints" / "last.ckpt"
         self.best = float("inf")
+        self.is_best = False  # of the checkpoint that is written
         self.events: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "events": self.events}
+        return {"best": self.best, "is_best": self.is_best, "events": self.events}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
@@ -96,10 +97,11 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
         loss = self.recorder.rows[-1].get("val/loss", float("inf"))
-        better, self.best = loss < self.best, min(loss, self.best)
+        self.is_best, self.best = loss < self.best, min(loss, self.best)
         self._save(trainer, module)
-        if better and trainer.is_global_zero:
+        if self.is_best and trainer.is_global_zero:
             _link(self.file, self.file.with_name("best.ckpt"))
+        self.is_best = False
         self._serve(trainer)
 
     def _save(self, trainer: lightning.Trainer, module: VAE) -> None:
@@ -160,14 +162,19 @@ def rewind(folder: Path, fits: Callable[[dict], None], warn: Callable[[str], Non
             checkpoint = load_checkpoint(file)
             if lacking := [key for key in NEEDED if key not in checkpoint]:
                 raise ViLabError(f"{file}: not a checkpoint of vi_lab: it lacks {lacking[0]}")
+            state = checkpoint["callbacks"].get("Checkpoints")
+            if not isinstance(state, dict) or not isinstance(state.get("events"), dict):
+                raise ViLabError(f"{file}: not a checkpoint of vi_lab: it does not say where TensorBoard's files stood")
             fits(checkpoint)
-        except ViLabError as error:
+        except (ViLabError, AttributeError) as error:
             problems.append(one_line(error))
             continue
         for problem in problems:
             warn(f"{problem}; the checkpoint before it is used")
         if cut:
-            _cut_events(folder, checkpoint["callbacks"].get("Checkpoints", {}).get("events", {}))
+            _cut_events(folder, state["events"])
+            if state.get("is_best"):  # the process may have ended before it said so
+                _link(file, file.with_name("best.ckpt"))
         return file
     if problems:
         raise ViLabError("; ".join(problems))

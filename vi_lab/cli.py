@@ -70,6 +70,12 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
         return 1
+    except Exception as error:  # a mistake of ours, or in a class of the user's own
+        if debug:
+            traceback.print_exc()
+        where = "" if debug else "; --debug shows where"
+        print(f"vi-lab {command}: {type(error).__name__}: {one_line(error)[:1000]}{where}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         print(f"vi-lab {command}: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "exit_code", 130)
