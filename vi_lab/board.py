@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import threading
 import warnings
 from pathlib import Path
 
-from vi_lab.errors import UserError
+from vi_lab.errors import Parser, UserError
 
 HOST = "127.0.0.1"
 PORT = 6006
@@ -54,16 +53,10 @@ def serve(folder: Path, port: int = PORT) -> tuple[str, bool]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vi-lab board", description=f"TensorBoard on {HOST}, over all runs below a folder."
-    )
+    parser = Parser(prog="vi-lab board", description=f"TensorBoard on {HOST}, over all runs below a folder.")
     parser.add_argument("path", nargs="?", default="outputs", type=Path, help="a folder with runs (outputs)")
     parser.add_argument("--port", type=int, default=PORT, help=f"the port; 0: any free one ({PORT})")
 
-    def fail(message: str) -> None:
-        raise UserError(f"{message}; --help shows what there is")
-
-    parser.error = fail
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         raise UserError(f"--port {arguments.port}: wanted a port from 0 to 65535")

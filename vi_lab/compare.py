@@ -10,7 +10,6 @@ A run folder may be somebody else's: it is read as data (`vi_lab.runs`), and wha
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import statistics
@@ -26,7 +25,7 @@ import pandas
 from rich.console import Console
 from scipy.special import stdtrit
 
-from vi_lab.errors import UserError, ViLabError, one_line, printable
+from vi_lab.errors import Parser, UserError, ViLabError, one_line, printable
 from vi_lab.runs import NOT_SETTINGS, Run, find_runs, inside, read_json
 
 CONFIDENCE = 0.95
@@ -510,7 +509,7 @@ def summarize(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vi-lab compare",
         description="Means over seeds, paired differences and curves of finished runs. Groups are ordered by "
         "val/loss and reported on the test images; unfinished runs are named.",
@@ -520,10 +519,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--select", action="store_true", help="only the best setting of each estimator, by val/loss")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the files go (PATH/comparison)")
 
-    def fail(message: str) -> None:
-        raise UserError(f"{message}; --help shows what there is")
-
-    parser.error = fail
     arguments = parser.parse_args(argv)
     comparison = compare(find_runs(arguments.paths or ["outputs"]), arguments.reference, arguments.select)
     publish(comparison, arguments.output or default_folder(arguments.paths))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
+from typing import NoReturn
 
 
 class ViLabError(Exception):
@@ -15,6 +17,13 @@ class UserError(ViLabError):
     """The command cannot work as given: says what was wanted, what came and what to do. Exit code 2."""
 
     exit_code = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in the arguments as a `UserError`, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows what there is")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vi_lab.config import plain
-from vi_lab.errors import UserError, ViLabError, printable
+from vi_lab.errors import Parser, UserError, ViLabError, printable
 from vi_lab.resume import parse_values
 from vi_lab.runs import Run, load_checkpoint, load_run
 from vi_lab.snapshot import differences, threads_of, write_json
@@ -21,15 +20,17 @@ MAY_CHANGE = ("data.root", "data.download", "threads", "figures", "debug")
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vi-lab reproduce",
         description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
         "last bit; 1: not, and by how much, and what differs of code, versions, hardware, threads and data.",
     )
-    parser.add_argument("run", help="the folder of a completed run")
-    parser.add_argument("--output", help="the new run folder (outputs/reproduce/TIME-NAME)")
-    parser.add_argument("overrides", nargs="*", help=f"KEY=VALUE; only {', '.join(MAY_CHANGE)}")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("run", metavar="RUN", help="the folder of a completed run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"only {', '.join(MAY_CHANGE)}")
+    parser.add_argument("--output", metavar="FOLDER", help="the new run folder (outputs/reproduce/TIME-NAME)")
+    if not argv:
+        parser.error("RUN is needed: the folder of a completed run")
+    arguments = parser.parse_intermixed_args(argv)
     return 0 if reproduce(arguments.run, arguments.output, arguments.overrides) else 1
 
 
