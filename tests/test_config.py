@@ -204,14 +204,17 @@ VALUES = st.one_of(
     st.sampled_from([str(value) for value in SHIPPED.values()]),
     st.text(max_size=8),
 )
+SOUND = [f"{key}={value}" for key, value in SHIPPED.items() if isinstance(value, (int, float))]
+SOUND += ["estimator=rloo", "latent=4x8", "data=digits", "seed=7", "++seed=7", "schedule=cosine", "name='a b'"]
 OVERRIDES = st.lists(
     st.one_of(
+        st.sampled_from(SOUND),
         st.builds(lambda p, k, v: f"{p}{k}={v}", st.sampled_from(["", "", "+", "++", "~"]), KEYS, VALUES),
         st.builds(lambda k, v: f"{k}={v}", st.sampled_from(list(SHIPPED)), VALUES),
         st.text(max_size=12),
     ),
     min_size=1,
-    max_size=4,
+    max_size=3,
 )
 
 
@@ -226,24 +229,17 @@ def composes_or_explains(overrides: list[str]) -> bool:
     return problem is None
 
 
-@settings(max_examples=100, deadline=None)
-@given(OVERRIDES)
-def test_any_overrides_compose_or_end_in_one_line(overrides: list[str]) -> None:
-    composes_or_explains(overrides)
-
-
-@pytest.mark.slow
 def test_a_thousand_overrides_compose_or_end_in_one_line() -> None:
     outcomes = []
 
-    @settings(max_examples=1500, deadline=None, database=None)
+    @settings(max_examples=1100, deadline=None, database=None)
     @given(OVERRIDES)
     def check(overrides: list[str]) -> None:
         outcomes.append(composes_or_explains(overrides))
 
     check()
     assert len(outcomes) >= 1000
-    assert 0.02 < sum(outcomes) / len(outcomes) < 0.98  # both kinds were met
+    assert 0.05 < sum(outcomes) / len(outcomes) < 0.95  # both kinds were met
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["trian"], ["train", "--help"], ["train", "estimator=gumbl"], []])

@@ -172,12 +172,16 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, name: 
     assert [row["epoch"] for row in read_rows(folder)] == [str(n + 1) for n in range(41)]
 
 
-def test_kill_test_script(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--kills", "1", "--estimators", "rloo", "trainer.max_epochs=8"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize(
+    ("kills", "arguments"),
+    [(1, ["--estimators", "rloo", "trainer.max_epochs=8"]), pytest.param(30, [], marks=pytest.mark.slow)],
+)
+def test_kill_test_script(tmp_path: Path, kills: int, arguments: list[str]) -> None:
+    command = [sys.executable, str(SCRIPT), "--kills", str(kills), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal to the last bit" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("1 kills")
+    assert done.stdout.splitlines()[-1].startswith(f"{kills} kills")
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
