@@ -290,12 +290,12 @@ def test_labels_are_spread_apart() -> None:
 def test_states_of_each_family_and_back() -> None:
     logits = torch.tensor([[[0.2, 0.8], [0.9, 0.1], [0.5, 0.5]]]).log()
     q = Independent(OneHotCategorical(logits=logits), 1)
-    torch.testing.assert_close(pictures.state_probabilities(q), logits.exp())
+    torch.testing.assert_close(pictures.unit_means(q), logits.exp())
     q = Independent(Bernoulli(torch.tensor([[0.25, 1.0]])), 1)
-    torch.testing.assert_close(pictures.state_probabilities(q), torch.tensor([[[0.75, 0.25], [0.0, 1.0]]]))
+    torch.testing.assert_close(pictures.unit_means(q), torch.tensor([[[0.75, 0.25], [0.0, 1.0]]]))
     latent = VQ(variables=2, classes=3, dim=4)
     q = NearestCode(latent.codebook[torch.tensor([[2, 0]])] + 1e-4, latent.codebook)
-    assert pictures.state_probabilities(q).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+    assert pictures.unit_means(q).tolist() == [[[0, 0, 1], [1, 0, 0]]]
 
     index = torch.tensor([[2, 0]])
     assert torch.equal(pictures.from_states(latent, index), latent.codebook[index])

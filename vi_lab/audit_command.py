@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,9 +18,6 @@ from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs import Run, load_run, load_weights
 from vi_lab.snapshot import Status, environment, write_csv, write_json, write_text
 from vi_lab.train import Abort, build, build_estimator, instantiate, launch, prepare_process
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ from rich.console import Console
 from scipy.special import stdtrit
 
 from vi_lab.errors import Parser, UserError, ViLabError, one_line, printable
-from vi_lab.runs import NOT_SETTINGS, Run, find_runs, inside, read_json
+from vi_lab.runs import CONFIG_FILE, NOT_SETTINGS, Run, find_runs, inside, read_json
 
 CONFIDENCE = 0.95
 METRIC = re.compile(r"(train|val|test)/\w+", re.ASCII)
@@ -253,10 +253,9 @@ def read_record(run: Run) -> Record:
     if not whole or evaluation.get("split") != "test" or evaluation.get("weights", "last") != "last":
         evaluation = {}
     # `vi-lab evaluate` may have more samples of the likelihood; the losses stay those of the end of training
-    final = read_json(run.folder, "metrics.json")
-    losses = {name: final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
+    losses = {name: run.final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
     later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
-    stored = {**final, **later, **losses}
+    stored = {**run.final, **later, **losses}
     numbers = {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
     if "test/loss" not in numbers:
         raise ViLabError("metrics.json has no finite test/loss")
@@ -478,7 +477,7 @@ def default_folder(paths: list[str]) -> Path:
     Raises:
         ViLabError: a link leads out of that folder.
     """
-    if len(paths) == 1 and (folder := Path(paths[0])).is_dir() and not any(folder.glob("config_resolved.yaml")):
+    if len(paths) == 1 and (folder := Path(paths[0])).is_dir() and not (folder / CONFIG_FILE).is_file():
         return inside(folder, "comparison")
     return Path("outputs") / "comparison" / time.strftime("%Y-%m-%d_%H-%M-%S")
 

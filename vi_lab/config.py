@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -292,6 +293,15 @@ def check_targets(values: Any, where: str) -> None:
             )
 
 
+@cache
+def _shipped_train() -> tuple[dict, set[str]]:
+    """train.yaml without Hydra: the values that stand in it, and the names of the groups. Read once: a comparison
+    checks many runs."""
+    shipped = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text(encoding="utf-8"))
+    groups = {name for item in shipped["defaults"] if isinstance(item, dict) for name in item} - {"experiment"}
+    return {name: node for name, node in shipped.items() if name not in ("defaults", "hydra")}, groups
+
+
 def check_stored(values: Any, where: str, made_by: str) -> None:
     """Refuse the config of a run folder unless this version of vi_lab would have written it. Needs no Hydra.
 
@@ -303,13 +313,10 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
     Raises:
         UserError: not a training run's, of another version, or naming what is not run.
     """
-    shipped = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text(encoding="utf-8"))
-    defaults = shipped.pop("defaults")
-    groups = {name for item in defaults if isinstance(item, dict) for name in item} - {"experiment"}
+    nodes, groups = _shipped_train()
     if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in groups):
         raise UserError(f"{where}: not the config of a training run")
     check_targets(values, where)
-    nodes = {name: node for name, node in shipped.items() if name != "hydra"}
     wanted = {path for path, _ in leaves(nodes)}
     found = dict(leaves(values))
     missing = sorted(path for path in wanted if path not in found and path.split(".")[0] != "trainer")

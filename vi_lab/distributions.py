@@ -155,6 +155,11 @@ def sample(q: Distribution, samples: int) -> Tensor:
     return q.sample((samples,))
 
 
+def perplexity(probabilities: Tensor) -> Tensor:
+    """exp(entropy) along the last axis: (..., K) -> (...), from 1 (one state only) to K (all alike)."""
+    return torch.special.entr(probabilities).sum(-1).exp()
+
+
 @torch.no_grad()
 def draw(q: Distribution, samples: int, generator: torch.Generator) -> Tensor:
     """`sample` from a generator of its own, for many samples: (samples, B, *event). The same distribution, other draws.

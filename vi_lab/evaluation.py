@@ -28,7 +28,7 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
-from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_divergence, log_prob
+from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_divergence, log_prob, perplexity
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
 ROWS = {"cpu": 1000}
@@ -348,9 +348,10 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     rows: list[dict] = [{"variable": index, "activity": a, "active": a > ACTIVE} for index, a in enumerate(activity)]
     if discrete:
         aggregated = means.mean(0)  # (L, C)
-        perplexity = torch.special.entr(aggregated).sum(-1).exp()
         used = (aggregated >= USED / aggregated.shape[-1]).sum(-1)
-        for row, value, count, codes in zip(rows, perplexity.tolist(), used.tolist(), aggregated.tolist(), strict=True):
+        for row, value, count, codes in zip(
+            rows, perplexity(aggregated).tolist(), used.tolist(), aggregated.tolist(), strict=True
+        ):
             row |= {"perplexity": value, "codes_used": count, **{f"p{c}": p for c, p in enumerate(codes)}}
     return rows
 

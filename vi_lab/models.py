@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vi_lab.distributions import perplexity
 from vi_lab.estimators.base import Cost, GradientEstimator
 from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
@@ -225,7 +226,7 @@ class StraightThroughVAE(DiscreteVAE):
         codes = torch.arange(len(q.codebook), device=q.index.device)
         usage = (q.index.unsqueeze(-1) == codes).float().mean((0, 1))  # (B, L, K) -> (K,)
         return {
-            "code_perplexity": torch.special.entr(usage).sum().exp(),
+            "code_perplexity": perplexity(usage),
             "quantization_error": (q.encoding - q.codes).square().sum((-1, -2)).mean(),
         }
 

@@ -15,12 +15,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution
 from torch.nn import functional as F
 
 from vi_lab import grids, plots
 from vi_lab.data import BatchLoader, MNISTDataModule
-from vi_lab.distributions import NearestCode, base
+from vi_lab.evaluation import unit_means
 from vi_lab.latents import VQ, Categorical, Gaussian, Latent
 from vi_lab.models import VAE
 from vi_lab.seeding import PICTURES, seed_noise
@@ -75,17 +74,8 @@ def encode(model: VAE, datamodule: MNISTDataModule, count: int) -> Encoded:
     dtype = next(model.parameters()).dtype
     batches = [x.to(model.device, dtype) for x, _ in loader]
     posteriors = [model.posterior(x) for x in batches]
-    states = None if isinstance(model.latent, Gaussian) else torch.cat([state_probabilities(q) for q in posteriors])
+    states = None if isinstance(model.latent, Gaussian) else torch.cat([unit_means(q) for q in posteriors])
     return Encoded(torch.cat(batches), labels, torch.cat([q.mean for q in posteriors]), states)
-
-
-def state_probabilities(q: Distribution) -> Tensor:
-    """q(z_l = k | x) of a discrete posterior: (B, L, K). K is 2 for Bernoulli, the codebook's size for codes."""
-    if isinstance(q, NearestCode):
-        return F.one_hot(q.index, len(q.codebook)).to(q.codes.dtype)
-    if isinstance(base(q), Bernoulli):
-        return torch.stack([1 - q.mean, q.mean], -1)
-    return q.mean
 
 
 def information(states: Tensor) -> Tensor:

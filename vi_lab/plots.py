@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vi_lab.distributions import perplexity
 from vi_lab.snapshot import write_bytes
 
 if TYPE_CHECKING:
@@ -182,11 +183,6 @@ def spread_apart(points: np.ndarray, distance: float) -> np.ndarray:
         np.add.at(points, i, 0.5 * (distance - gap) * push)
         np.add.at(points, j, -0.5 * (distance - gap) * push)
     return points
-
-
-def perplexity(probabilities: Tensor) -> Tensor:
-    """exp(entropy) along the last axis: (..., K) -> (...), from 1 (one state only) to K (all alike)."""
-    return torch.special.entr(probabilities).sum(-1).exp()
 
 
 def code_usage(states: Tensor) -> Figure:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.config import CONFIG_DIR, check_overrides, check_targets, explain, leaves, plain, quote, read_arguments
 from vi_lab.errors import Interrupted, UserError, one_line, printable
+from vi_lab.resume import resume_run, resume_sweep, stored_config
 from vi_lab.runs import CONFIG_FILE, check_weights, finished, read_json
 from vi_lab.snapshot import Status, differences, environment, threads_of, write_json, write_text
 from vi_lab.stopping import Stop, hold
@@ -42,8 +43,6 @@ def main(argv: list[str]) -> int:
     folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
     if not folders or folders[-1] in ("", "null") or _only_asks(arguments):
         return launch("train", task, argv)
-    from vi_lab.resume import resume_run, resume_sweep
-
     folder, others = Path(_unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
     if (folder / "multirun.yaml").is_file():
         own = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
@@ -153,8 +152,6 @@ def task(config: DictConfig) -> float:
     parallel = sweep and "BasicLauncher" not in job.launcher._target_
     resume, config.resume = config.resume is not None, None
     label = f"{folder.name}: " if parallel else ""
-    from vi_lab.resume import stored_config
-
     try:
         if resume and (done := finished(folder)) is not None:
             print(f"{label}{folder} is completed")
@@ -175,19 +172,12 @@ def task(config: DictConfig) -> float:
         raise Abort(error) from None
 
 
-def execute(
-    config: DictConfig,
-    folder: Path,
-    command: str = "",
-    workers: int = 1,
-    label: str = "",
-    resume: bool = False,
-    hint: Path | None = None,
-) -> float:
+def execute(config: DictConfig, folder: Path, hint: Path | None = None, **options: Any) -> float:
     """`run`, as the only process in the folder, with `status.json` saying how it ended, even by Ctrl-C or SIGTERM.
 
     Args:
         hint: the folder that the message on how to go on names, where it is not `folder`.
+        options: see `run`.
 
     Raises:
         UserError: another process works in the folder.
@@ -195,13 +185,13 @@ def execute(
     """
     if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return run(config, folder, command, workers, label, resume)
+        return run(config, folder, **options)
     with hold(folder):
         status = Status(folder)
         try:
             with Stop() as stop:
                 status.write("running")
-                result = run(config, folder, command, workers, label, resume, stop)
+                result = run(config, folder, **options, stop=stop)
                 status.write("completed")
                 return result
         except BaseException as error:

@@ -50,6 +50,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.validation, self.binarization = validation, binarization
         self.drop_last, self.test_every_epoch, self.seed = drop_last, test_every_epoch, seed
         self.images: Images | None = None
+        self.digest: str | None = None
 
     def prepare_data(self) -> None:
         """Download in one process only; the others then find the files."""
@@ -75,10 +76,12 @@ class MNISTDataModule(lightning.LightningDataModule):
 
     def checksum(self) -> str:
         """sha256 of the images and labels, before splitting and binarisation."""
-        digest = hashlib.sha256()
-        for tensor in self.load():
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+        if self.digest is None:
+            digest = hashlib.sha256()
+            for tensor in self.load():
+                digest.update(tensor.contiguous().numpy().data)
+            self.digest = digest.hexdigest()
+        return self.digest
 
     def setup(self, stage: str | None = None) -> None:
         images = self.load()
