@@ -15,26 +15,28 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
-from vi_lab.config import CONFIG_DIR, check_overrides
+from vi_lab.build import build
+from vi_lab.config import check_overrides
+from vi_lab.console import make_console
 from vi_lab.errors import ViLabError
-from vi_lab.train import build, build_trainer, prepare_process
+from vi_lab.schema import CONFIG_DIR
+from vi_lab.training.process import prepare_process
+from vi_lab.training.trainer import build_trainer
 
 
 def bare(config: OmegaConf, steps: int) -> Callable[[], float]:
     """Seconds per step of the mathematics alone."""
     import torch
 
-    datamodule, model, _ = build(config)
+    datamodule, model = build(config)
     datamodule.setup()
     x, _ = next(iter(datamodule.train_dataloader()))
     optimizer = model.optimizer(model.parameters())
@@ -59,7 +61,7 @@ def notebook(config: OmegaConf, steps: int) -> Callable[[], float]:
     from PIL import Image
     from torchvision.transforms.functional import to_tensor
 
-    datamodule, model, _ = build(config)
+    datamodule, model = build(config)
     images = datamodule.load().train_images.squeeze(1).numpy()
 
     class Samples(torch.utils.data.Dataset):
@@ -103,8 +105,8 @@ def lightning(config: OmegaConf, steps: int, folder: Path, checkpoints: list[flo
     config.figures = False
 
     def block() -> float:
-        datamodule, model, _ = build(config)
-        trainer, _ = build_trainer(config, folder, Console(quiet=True))
+        datamodule, model = build(config)
+        trainer, _ = build_trainer(config, folder, make_console(quiet=True))
         datamodule.load()
         started: list[float] = []
         trainer.callbacks[0].on_train_epoch_start = lambda *_: started.append(time.perf_counter())
@@ -135,7 +137,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each loop, taken in turn (5)")
     parser.add_argument("--steps", type=int, default=100, help="steps per block (100)")
     arguments = parser.parse_intermixed_args()
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = make_console(120)
     table = Table(title=f"median of {arguments.rounds} rounds of {arguments.steps} steps", title_justify="left")
     for heading in (
         "estimator",

@@ -13,13 +13,16 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support import run
 from vi_lab import audit, cli
 from vi_lab.audit import Bench, Moments
-from vi_lab.config import CONFIG_DIR, check_overrides, check_targets
+from vi_lab.build import build
+from vi_lab.config import check_overrides
 from vi_lab.distributions import number_of_states
 from vi_lab.estimators import RLOO, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
 from vi_lab.objectives import ELBO
-from vi_lab.train import build, run
+from vi_lab.runs.trust import check_targets
+from vi_lab.schema import CONFIG_DIR
 
 SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
 
@@ -27,7 +30,7 @@ SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[
 def bench(*overrides: str, images: int = 4) -> Bench:
     """A fresh small model in float64, its posterior sharpened so that estimators differ."""
     config = OmegaConf.create(check_overrides("train", [*SMALL, *overrides], False)[0])
-    datamodule, model, _ = build(config)
+    datamodule, model = build(config)
     datamodule.setup()
     model.double()
     with torch.no_grad():
@@ -177,7 +180,13 @@ def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cli.main(["audit", "run=trained", *options]) == 1
 
 
-HOSTILE = ["os.system", "vi_lab.snapshot.subprocess.run", "builtins.exec", "torch.hub.load", "vi_lab.train.hydra.main"]
+HOSTILE = [
+    "os.system",
+    "vi_lab.runs.environment.subprocess.run",
+    "builtins.exec",
+    "torch.hub.load",
+    "vi_lab.build.hydra.main",
+]
 
 
 @pytest.mark.parametrize("target", HOSTILE)

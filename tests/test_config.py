@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vi_lab import cli, networks
-from vi_lab.config import ACTIVATION, CONFIG_DIR, RULES, check_overrides, leaves, read_arguments, split_sweep
+from vi_lab.config import check_overrides, read_arguments, split_sweep
 from vi_lab.data import BINARIZATIONS, SOURCES
 from vi_lab.errors import UserError, one_line
+from vi_lab.schema import ACTIVATION, CONFIG_DIR, KEYS, leaves
 
 GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
 
@@ -122,9 +123,9 @@ def test_a_mistake_in_any_job_of_a_sweep_is_found_before_the_first_starts() -> N
 
 
 def test_flags_may_stand_anywhere() -> None:
-    arguments, argv = read_arguments(["seed=1", "-m", "estimator=rloo", "--config-dir", "/tmp"])
+    arguments = read_arguments(["seed=1", "-m", "estimator=rloo", "--config-dir", "/tmp"])
     assert arguments.overrides == ["seed=1", "estimator=rloo"]
-    assert argv == ["-m", "--config-dir", "/tmp", "seed=1", "estimator=rloo"]
+    assert (arguments.multirun, arguments.config_dir) == (True, "/tmp")
     with pytest.raises(UserError, match="unrecognized arguments: --foo"):
         read_arguments(["--foo"])
 
@@ -158,12 +159,12 @@ def test_rules_agree_with_the_code() -> None:
     """The rules are written out, so that a mistake is answered without importing torch."""
     assert all(ACTIVATION.holds(name) for name in networks.ACTIVATIONS)
     assert ACTIVATION.wanted == "one of " + ", ".join(networks.ACTIVATIONS)
-    assert RULES["data.binarization"].wanted == "one of " + ", ".join(BINARIZATIONS)
-    assert RULES["data.source"].wanted == "one of " + ", ".join([*SOURCES, "digits"])
+    assert KEYS["data.binarization"].rule.wanted == "one of " + ", ".join(BINARIZATIONS)
+    assert KEYS["data.source"].rule.wanted == "one of " + ", ".join([*SOURCES, "digits"])
 
 
 SHIPPED = dict(leaves(check_overrides("train", [], False)[0]))
-KEYS = st.one_of(
+PATHS = st.one_of(
     st.sampled_from([*SHIPPED, *GROUPS, "hydra.run.dir", "hydra/launcher", "trainer.gradient_clip_algorithm"]),
     st.sampled_from(["nope", "data.nope", "trainer", "", "a.b.c", "latent@x", "estimator._target_", "évaluation.k"]),
 )
@@ -209,7 +210,7 @@ SOUND += ["estimator=rloo", "latent=4x8", "data=digits", "seed=7", "++seed=7", "
 OVERRIDES = st.lists(
     st.one_of(
         st.sampled_from(SOUND),
-        st.builds(lambda p, k, v: f"{p}{k}={v}", st.sampled_from(["", "", "+", "++", "~"]), KEYS, VALUES),
+        st.builds(lambda p, k, v: f"{p}{k}={v}", st.sampled_from(["", "", "+", "++", "~"]), PATHS, VALUES),
         st.builds(lambda k, v: f"{k}={v}", st.sampled_from(list(SHIPPED)), VALUES),
         st.text(max_size=12),
     ),

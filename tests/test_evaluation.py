@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from tests.support import run
 from vi_lab import cli, evaluation, latents, likelihoods
 from vi_lab.config import check_overrides
 from vi_lab.distributions import (
@@ -36,7 +37,6 @@ from vi_lab.distributions import (
     sample,
 )
 from vi_lab.evaluation import evaluate, exponential_family, importance_weighted, mutual_information, unit_means, units
-from vi_lab.train import run
 
 THRESHOLD = 5.5
 PIXELS = 6

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from torch import distributions as td
-from toy import PHI, ROWS, THRESHOLD, posterior, problem, worst
 
+from tests.estimators.toy import PHI, ROWS, THRESHOLD, posterior, problem, worst
 from vi_lab import distributions, latents, likelihoods, networks, schedules
 from vi_lab.estimators import RLOO, Exact, Pathwise, Reinforce
 from vi_lab.objectives import ELBO

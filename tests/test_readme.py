@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vi_lab.config import CONFIG_DIR, check_overrides, read_arguments
+from vi_lab.config import check_overrides, read_arguments
+from vi_lab.schema import CONFIG_DIR
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ def test_the_standalone_snippet_runs() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands_compose(command: list[str]) -> None:
-    arguments, _ = read_arguments(command)
+    arguments = read_arguments(command)
     if not arguments.help and arguments.config_dir is None and "accelerator=gpu" not in arguments.overrides:
         overrides = [o for o in arguments.overrides if not o.startswith("hydra")]
         check_overrides("train", overrides, arguments.multirun)

@@ -8,16 +8,16 @@ import os
 import sys
 import traceback
 
-from vi_lab import __version__
 from vi_lab.errors import ViLabError, one_line
+from vi_lab.version import __version__
 
 COMMANDS = {
-    "train": ("vi_lab.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
-    "evaluate": ("vi_lab.evaluate_command", "likelihood, bounds and latent use of trained models"),
-    "audit": ("vi_lab.audit_command", "how biased and how noisy each estimator is, at the weights of a model"),
-    "compare": ("vi_lab.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
-    "board": ("vi_lab.board", "TensorBoard on this machine, over all runs below a folder"),
-    "reproduce": ("vi_lab.reproduce", "repeat a run from its folder alone and compare bit by bit"),
+    "train": ("vi_lab.commands.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
+    "evaluate": ("vi_lab.commands.evaluate", "likelihood, bounds and latent use of trained models"),
+    "audit": ("vi_lab.commands.audit", "how biased and how noisy each estimator is, at the weights of a model"),
+    "compare": ("vi_lab.commands.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
+    "board": ("vi_lab.commands.board", "TensorBoard on this machine, over all runs below a folder"),
+    "reproduce": ("vi_lab.commands.reproduce", "repeat a run from its folder alone and compare bit by bit"),
 }
 
 USAGE = f"""vi-lab {__version__}: variational inference with continuous and discrete latent variables

@@ -1,0 +1,555 @@
+"""`vi-lab compare` on run folders that the tests write: statistics, selection, what it says, files, hostile content."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import html.parser
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas
+import pytest
+import scipy.stats
+import yaml
+
+from vi_lab import cli
+from vi_lab.commands.compare import default_folder
+from vi_lab.comparison import curves, groups, stats
+from vi_lab.comparison.compare import compare
+from vi_lab.comparison.documents import markdown
+from vi_lab.comparison.publish import show, summarize, write
+from vi_lab.comparison.tables import group_rows
+from vi_lab.config import check_overrides
+from vi_lab.console import Terminal
+from vi_lab.errors import UserError
+from vi_lab.runs import find_runs
+from vi_lab.runs.files import write_csv, write_json
+
+SMALL = ["data=digits", "trainer.max_epochs=2", "figures=false", "network.encoder.hidden=[16]",
+         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@functools.cache
+def composed(*overrides: str) -> dict:
+    return check_overrides("train", [*SMALL, *overrides], multirun=False)[0]
+
+
+def write_run(
+    folder: Path, *overrides: str, seed: int = 0, val: float | None = 101.0, test: float = 100.0,
+    state: str = "completed", reason: str | None = None, settings: dict | None = None, epochs: int = 3,
+    evaluations: float | None = 1.0, **metrics: float,
+) -> Path:  # fmt: skip
+    """A finished run folder as `vi-lab train` would leave it, with these results."""
+    folder.mkdir(parents=True)
+    values = copy.deepcopy(composed(*overrides)) | {"seed": seed} | (settings or {})
+    values["data"]["seed"] = seed
+    (folder / "config_resolved.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    final = {"train/loss": test - 2, "train/loss_unrelaxed": test - 1, "train/relaxation_gap": 1.0}
+    final |= ({} if val is None else {"val/loss": val}) | {"test/loss": test}
+    final |= {f"test/{name}": value for name, value in metrics.items()}
+    rows = [
+        {"epoch": e, "step": 12 * e} | {k: v + epochs - e for k, v in final.items() if not k.startswith("test")}
+        for e in range(1, epochs + 1)
+    ]
+    write_csv(folder / "metrics.csv", rows)
+    write_csv(folder / "timing.csv", [{"epoch": r["epoch"], "step": r["step"], "seconds": 2.0} for r in rows])
+    write_json(folder / "metrics.json", {"epoch": epochs, "step": 12 * epochs, **final})
+    write_json(folder / "status.json", {"state": state, "reason": reason})
+    environment = {"processor": "abacus", "device": "cpu", "threads": 1, "data": {"sha256": "ab" * 32}}
+    write_json(folder / "environment.json", environment | {"decoder_evaluations": evaluations})
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Three estimators, three seeds; rloo has the best validation loss, gaussian the best test loss."""
+    results = {"rloo": (100, 104), "gumbel_softmax": (102, 105), "gaussian": (103, 101)}
+    for name, (val, test) in results.items():
+        for seed in range(3):
+            noise = (0.0, 2.0, 3.0)[seed] + (0.5 * seed if name == "gaussian" else 0.0)
+            write_run(tmp_path / "sweep" / f"{name}-s{seed}", f"estimator={name}", seed=seed, val=val + noise,
+                      test=test + noise, evaluations=4.0 if name == "rloo" else 1.0)  # fmt: skip
+    return tmp_path / "sweep"
+
+
+def compared(folder: Path, **arguments: object) -> groups.Comparison:
+    return compare(find_runs([folder]), **arguments)
+
+
+def notes(comparison: groups.Comparison) -> str:
+    return "\n".join(comparison.notes)
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_standard_error() -> None:
+    mean, error = stats.mean_and_error([1.0, 2.0, 4.0])
+    assert (mean, error) == pytest.approx((7 / 3, scipy.stats.sem([1, 2, 4])))
+    assert math.isnan(stats.mean_and_error([1.0])[1])
+    assert all(map(math.isnan, stats.mean_and_error([])))
+
+
+def test_paired_difference_is_students_interval_over_common_seeds() -> None:
+    a = pandas.Series({0: 10.0, 1: 12.0, 2: 11.5, 3: 9.0, 7: 1e6})
+    b = pandas.Series({3: 8.5, 2: 10.0, 1: 11.0, 0: 9.5, 8: -1e6})  # another order, other extra seeds
+    found = stats.paired_difference(a, b)
+    wanted = scipy.stats.ttest_rel([10, 12, 11.5, 9], [9.5, 11, 10, 8.5]).confidence_interval(0.95)
+    assert found.seeds == 4
+    assert found[:3] == pytest.approx((0.875, wanted.low, wanted.high))
+    # by hand: d = 0.5 1 1.5 0.5, s = 0.4787, t(0.975; 3) = 3.1824
+    assert found.high - found.mean == pytest.approx(3.1824 * 0.4787 / 2, rel=1e-4)
+
+
+def test_paired_difference_without_enough_seeds() -> None:
+    one = stats.paired_difference(pandas.Series({0: 3.0}), pandas.Series({0: 1.0, 1: 5.0}))
+    assert (one.mean, one.seeds) == (2.0, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    none = stats.paired_difference(pandas.Series({0: 3.0}), pandas.Series({1: 1.0}))
+    assert math.isnan(none.mean)
+    assert none.seeds == 0
+
+
+def test_pairing_removes_what_seeds_share(sweep: Path) -> None:
+    (section,) = compared(sweep).sections
+    assert [g.name for g in section.groups] == ["rloo", "gumbel_softmax", "gaussian"]
+    soft, gaussian = (section.difference(g, "test/loss") for g in section.groups[1:])
+    assert soft == pytest.approx((1.0, 1.0, 1.0, 3))  # a constant difference under noise that both share
+    wanted = scipy.stats.ttest_1samp([-3.0, -2.5, -2.0], 0).confidence_interval(0.95)
+    assert gaussian == pytest.approx((-2.5, wanted.low, wanted.high, 3))
+
+
+# --- grouping and selection ------------------------------------------------------------------------------------------
+
+
+def test_validation_orders_and_chooses_the_reference_although_test_would_choose_otherwise(sweep: Path) -> None:
+    (section,) = compared(sweep).sections
+    assert section.selection == "val/loss"
+    assert section.reference.name == "rloo"
+    assert min(section.groups, key=lambda g: g.mean("test/loss")).name == "gaussian"
+
+
+def test_selection_per_estimator_uses_validation_and_says_what_was_tried(tmp_path: Path) -> None:
+    for t, (val, test) in {"0.3": (103, 90), "0.5": (101, 99), "1.0": (102, 95)}.items():
+        for seed in (0, 1):
+            write_run(tmp_path / f"{t}-{seed}", f"temperature={t}", seed=seed, val=val + seed, test=test)
+    write_run(tmp_path / "rloo", "estimator=rloo", val=105, test=100)
+    comparison = compared(tmp_path, select=True)
+    (section,) = comparison.sections
+    assert [(g.name, 1 + len(g.rivals)) for g in section.groups] == [("gumbel_softmax temperature=0.5", 3), ("rloo", 1)]
+    rows = group_rows(comparison)
+    assert rows["settings_tried"].tolist() == [3, 1]
+    assert rows["test/loss"].tolist() == [99, 100]
+    assert "best of all settings tried, by mean val/loss" in markdown(comparison)
+
+
+def test_without_validation_the_test_loss_orders_and_that_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "estimator=rloo", val=None, test=90)
+    write_run(tmp_path / "b", "estimator=nvil", val=80, test=95)
+    comparison = compared(tmp_path)
+    assert comparison.sections[0].selection == "test/loss"
+    assert comparison.sections[0].reference.name == "rloo"
+    assert "ordered by the test loss itself, which flatters the best" in notes(comparison)
+
+
+def test_reference_by_name(sweep: Path) -> None:
+    (section,) = compared(sweep, reference="gaussian").sections
+    assert section.reference.name == "gaussian"
+    assert section.difference(section.groups[0], "test/loss").mean == pytest.approx(2.5)
+    with pytest.raises(UserError, match=r"--reference nope: no group has this name \(groups: 'rloo', 'gumbel_softmax'"):
+        compared(sweep, reference="nope")
+    write_run(sweep / "rloo8", "estimator=rloo", "samples=8")
+    with pytest.raises(UserError, match=r"several groups have this name \(groups: .*samples=8"):
+        compared(sweep, reference="rloo")
+
+
+def test_names_hold_the_fewest_settings_that_tell_groups_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "temperature=0.5")
+    write_run(tmp_path / "b", "temperature=1.0")
+    write_run(tmp_path / "c", "temperature=1.0", "schedule=exponential")
+    write_run(tmp_path / "d", "estimator=rloo")
+    names = {g.name for g in compared(tmp_path).groups}
+    assert names == {
+        "gumbel_softmax temperature=0.5 schedule=Constant", "gumbel_softmax temperature=1.0 schedule=Constant",
+        "gumbel_softmax temperature=1.0 schedule=Exponential", "rloo",
+    }  # fmt: skip
+    table = groups.differing(compared(tmp_path).groups)
+    assert len(set(table["schedule.start"])) == 2  # the name leaves it out, the table of settings does not
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_unequal_and_single_seeds(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"a{seed}", "estimator=rloo", seed=seed, val=1 + seed, test=10 + seed)
+    for seed in (1, 2, 5):
+        write_run(tmp_path / f"b{seed}", "estimator=nvil", seed=seed, val=3 + seed, test=12.5 + 2 * seed)
+    write_run(tmp_path / "c", "estimator=reinforce", seed=0, val=50, test=50)
+    write_run(tmp_path / "d", "estimator=rebar", seed=9, val=60, test=60)
+    comparison = compared(tmp_path)
+    (section,) = comparison.sections
+    assert "rloo: 0 1 2; nvil: 1 2 5; reinforce: 0" in notes(comparison)
+    assert "common seeds only" in notes(comparison)
+    assert "One seed only: reinforce, rebar." in notes(comparison)
+    assert section.difference(section.groups[1], "test/loss")[::3] == (4.0, 2)  # seeds 1 and 2
+    text = markdown(comparison)
+    assert "(n=2)" in text
+    assert "+40.00 (n=1)" in text
+    assert "no common seed" in text
+
+
+def test_other_data_or_likelihood_stand_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "estimator=rloo", val=100)
+    write_run(tmp_path / "b", "estimator=nvil", val=101)
+    write_run(tmp_path / "c", "data.binarization=none", val=50)
+    write_run(tmp_path / "d", "likelihood=gaussian", "data.binarization=none", val=-300)
+    write_run(tmp_path / "e", "objective.beta=0.5", val=40)
+    comparison = compared(tmp_path)
+    titles = [section.title for section in comparison.sections]
+    assert titles == [
+        "digits, dynamic binarisation, Bernoulli likelihood",
+        "digits, grey pixels, Bernoulli likelihood",
+        "digits, grey pixels, Gaussian likelihood",
+        "digits, dynamic binarisation, Bernoulli likelihood, KL times 0.5",
+    ]
+    said = notes(comparison)
+    assert "Losses do not compare between them" in said
+    assert re.search(r"binarisation \(dynamic: .*; none: ", said)
+    assert "likelihood (Bernoulli: " in said
+    assert "not normalised" in said
+    assert "is a density" in said
+    first = comparison.sections[0]
+    assert first.difference(first.groups[1], "test/loss") is not None
+    assert all(s.reference is s.groups[0] for s in comparison.sections)
+
+
+def test_unequal_budgets_and_machines_are_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "estimator=rloo", epochs=3, nll=90.0)
+    write_run(tmp_path / "b", "estimator=nvil", "data.batch_size=50", "data.validation=100", epochs=5, evaluations=None)
+    other = write_run(tmp_path / "c", "estimator=rebar", "evaluation.samples=10")
+    write_json(other / "environment.json", {"processor": "slide rule", "data": {"sha256": "cd" * 32}})
+    said = notes(compared(tmp_path))
+    for words in ("Unequal budgets: training steps (36: rloo, rebar; 60: nvil)", "batch size (100: rloo, rebar; 50",
+                  "validation images", "samples K per image (100: rloo, nvil; 10: rebar)", "Wall times come from",
+                  "sha256 abababab", "Decoder evaluations were not recorded by nvil, rebar"):  # fmt: skip
+        assert words in said, words
+
+
+def test_equal_groups_need_no_notes(sweep: Path) -> None:
+    assert compared(sweep).notes == []
+
+
+def test_what_is_not_finished_is_left_out_by_name_with_the_reason(sweep: Path) -> None:
+    write_run(sweep / "f", state="failed", reason="train/loss became nan")
+    write_run(sweep / "r", state="running")
+    write_run(sweep / "nan", test=math.nan)
+    shutil.copytree(sweep / "rloo-s0", sweep / "twice")
+    evil = write_run(sweep / "evil", settings={"model": {"_target_": "os.system"}})
+    old = write_run(sweep / "old", settings={"colour": "red"})
+    odd = write_run(sweep / "odd", settings={"data": {"_target_": "vi_lab.data.MNISTDataModule"}})
+    (sweep / "early").mkdir()
+    write_json(sweep / "early" / "status.json", {"state": "failed", "reason": "no such folder"})
+    (sweep / "bare").mkdir()
+    (sweep / "bare" / "config_resolved.yaml").write_text("a: [")
+    comparison = compared(sweep)
+    left_out = {Path(folder).name: reason for folder, reason in comparison.left_out}
+    assert left_out["f"] == "failed: train/loss became nan"
+    assert left_out["r"] == "killed"  # nothing holds its lock
+    assert left_out["early"] == "failed: no such folder"
+    assert left_out["bare"] == "no status.json"
+    assert "test/loss" in left_out["nan"]
+    assert "same settings and seed as" in left_out["twice"]
+    assert "not a part of vi_lab" in left_out[evil.name]
+    assert "another version" in left_out[old.name]
+    assert left_out[odd.name]
+    assert sum(len(g.records) for g in comparison.groups) == 9
+    assert "left out: " in markdown(comparison)
+
+
+def test_the_evaluation_of_a_run_adds_columns(sweep: Path) -> None:
+    assert "NLL" not in markdown(compared(sweep))
+    for seed in range(3):
+        metrics = {"nll": 95.0 + seed, "loss": 1.0}
+        evaluation = {"split": "test", "weights": "last", "samples": 5000, "metrics": metrics}
+        write_json(sweep / f"rloo-s{seed}" / "evaluation.json", evaluation)
+        other = evaluation | {"weights": "best"}
+        write_json(sweep / f"gaussian-s{seed}" / "evaluation.json", other)
+    comparison = compared(sweep)
+    text = markdown(comparison)
+    assert "| NLL |" in text
+    assert "96.00 ± 0.58" in text
+    assert comparison.groups[2].metric("test/nll").empty  # of other weights than its losses
+    assert "samples K per image (5000: rloo; 100: gumbel_softmax, gaussian)" in notes(comparison)
+    assert comparison.groups[0].mean("test/loss") > 100  # of the end of training, as for the others
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are closed in order; collects tags, attributes and text."""
+
+    VOID = ("meta", "br", "img", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def check_page(text: str) -> Page:
+    page = Page(text)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "object", "embed", "link", "img", "base", "form", "a", "foreignobject"}
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+    for tag, attributes in page.tags:
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (tag, key)
+            assert key not in ("src", "srcset", "action", "formaction"), (tag, key)
+            assert not key.endswith("href") or value.startswith("#"), (tag, value)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    return page
+
+
+def test_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["compare", str(sweep)]) == 0
+    out = capsys.readouterr().out
+    assert f"{sweep / 'comparison' / 'comparison.html'}\n" in out
+    assert "\x1b" not in out
+    assert "105.67 ± 0.88" in out
+    assert "+1.00 [1.00, 1.00]" in out
+    folder = sweep / "comparison"
+    assert {path.name for path in folder.iterdir()} == {
+        "comparison.csv", "comparison_runs.csv", "comparison.md", "comparison.tex", "comparison.html",
+        "loss_by_epoch.png", "loss_by_time.png", "loss_by_evaluations.png",
+    }  # fmt: skip
+    groups = pandas.read_csv(folder / "comparison.csv").set_index("group")
+    assert groups.loc["rloo", "test/loss"] == (104 + 106 + 107) / 3  # full precision
+    assert groups.loc["rloo", "decoder_evaluations"] == 4
+    assert groups.loc["gaussian", "test/loss difference"] == pytest.approx(-2.5)
+    assert groups.loc["gaussian", "setting latent._target_"] == "Gaussian"
+    runs = pandas.read_csv(folder / "comparison_runs.csv")
+    assert len(runs) == 9
+    assert runs.groupby("group")["test/loss"].mean()["rloo"] == pytest.approx(groups.loc["rloo", "test/loss"])
+    lines = (folder / "comparison.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    tex = (folder / "comparison.tex").read_text()
+    assert r"gumbel\_softmax & Categorical 30x10 & 3" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
+    assert "$-$2.50" in tex
+    page = check_page((folder / "comparison.html").read_text())
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    assert "gumbel_softmax" in page.text
+    assert all((folder / f).read_bytes().startswith(b"\x89PNG") for f in ("loss_by_epoch.png", "loss_by_time.png"))
+
+
+def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        write(compared(sweep), tmp_path / name)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_curves_are_means_over_seeds(sweep: Path) -> None:
+    group = compared(sweep).groups[0]
+    by_epoch = curves.curve(group, "val/loss", "epoch")
+    assert by_epoch["epoch"].tolist() == [1, 2, 3]
+    assert by_epoch["mean"].tolist() == pytest.approx([100 + 5 / 3 + e for e in (2, 1, 0)])
+    assert by_epoch["error"].tolist() == pytest.approx([scipy.stats.sem([0, 2, 3])] * 3)
+    assert curves.curve(group, "val/loss", "seconds")["seconds"].tolist() == [2, 4, 6]
+    evaluations = curves.curve(group, "val/loss", "evaluations")["evaluations"].tolist()
+    assert evaluations == [12 * e * 100 * 4 for e in (1, 2, 3)]
+    assert len(curves.curve(group, "nothing", "epoch")) == 0
+
+
+def test_where_the_files_go(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_folder(["sweep"]) == Path("sweep/comparison")
+    for paths in ([], ["sweep", "sweep"], ["sweep/*"], ["sweep/rloo-s0"]):
+        assert default_folder(paths).parent == Path("outputs/comparison")
+    assert cli.main(["compare", "sweep/rloo-*", "--output", "mine"]) == 0
+    assert (tmp_path / "mine" / "comparison.html").is_file()
+    (tmp_path / "elsewhere").mkdir()
+    (sweep / "comparison").symlink_to(tmp_path / "elsewhere")
+    assert cli.main(["compare", "sweep"]) == 1  # a stranger's link does not say where we write
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "failed", state="failed", reason="out of memory")
+    for arguments, words in (
+        (["nope"], "no such folder"),
+        (["empty"], "no runs below empty"),
+        (["failed"], "none of the 1 runs has finished (failed: failed: out of memory)"),
+        (["--colour"], "unrecognized arguments: --colour"),
+        ([], "outputs: no such folder"),
+    ):
+        assert cli.main(["compare", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 130])
+def test_narrow_terminals_lose_columns_not_digits(sweep: Path, width: int) -> None:
+    console = Terminal(width=width, record=True, force_terminal=True, file=io.StringIO())
+    show(compared(sweep), console)
+    text = console.export_text()
+    assert "102.50 ± 1.26" not in text  # sanity: not a number of these runs
+    for cell in ("101.67 ± 0.88", "105.67 ± 0.88"):
+        assert cell in text
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines() if line[:1] in "┏┃│┗└")
+
+
+# --- hostile content -------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "<script>alert(1)</script>", "[red]x[link=http://e.vil]", "\x1b[31mred\x1b]8;;http://e.vil\x07", "a|b", "a&b_c",
+    "=cmd()", "+1", "@x", "-1+1", "\t=1", "$x^2$", "$\\frac$", "_hidden", "\\input{x}", "100%", "#{}~", "```",
+    "![x](y)", "\u202ereversed", "\udcff", "'\"><img src=x onerror=alert(1)>", "{{ 7 * 7 }}", "]]>", "--><b>",
+    "\u4e2d\u6587", "x" * 300, ":smile:",
+]  # fmt: skip
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    folder = tmp_path / "hostile"
+    for index, name in enumerate(NAMES):
+        raw = name.encode("utf-8", "replace").decode()
+        settings = {"name": "evil" if set(raw) & set("/\\") else raw}
+        settings["trainer"] = composed()["trainer"] | {"note": raw}
+        run = write_run(folder / f"{index}", val=100 + index, settings=settings)
+        numbers = json.loads((run / "metrics.json").read_text())
+        huge = {"test/nll": 10**400, "test/<b>": 1.0, "=cmd()": 2.0, "val/kl": "<script>", "test/x": True}
+        (run / "metrics.json").write_text(json.dumps(numbers | huge))
+    write_run(folder / "slash", settings={"name": "a/b"})
+    write_run(folder / "fails", state="failed", reason="".join(NAMES[:10]))
+    write_run(folder / "<b>&|_\x1b[31m=", state="<script>alert(1)</script>")
+    broken = write_run(folder / "broken", "estimator=rloo", val=99)
+    (broken / "metrics.csv").write_text("epoch,step,val/loss\n<b>,=1,x\n1,2,3\n1,4,5\n")
+    (broken / "timing.csv").write_text("\x00\xff")
+    (broken / "environment.json").write_text(
+        json.dumps({"decoder_evaluations": "<b>", "data": ["x"], "processor": ["<script>"]})
+    )
+    return folder
+
+
+def test_nothing_of_a_strangers_runs(hostile: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["compare", str(hostile)]) == 0
+    out = capsys.readouterr().out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out)
+    assert "[red]x" in out  # shown, not obeyed
+    assert ":smile:" in out
+    folder = hostile / "comparison"
+    for file in folder.glob("*.[cmth]*"):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", file.read_text()), file.name
+    page = check_page((folder / "comparison.html").read_text())
+    assert "<script>alert(1)</script>" in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    assert not {"b", "script", "img"} & {tag for tag, _ in page.tags}
+    for name in ("comparison.csv", "comparison_runs.csv"):
+        for row in csv.reader((folder / name).read_text().splitlines()):
+            for cell in row:
+                assert cell[:1] not in "=+@-" or cell == "" or re.fullmatch(r"-?[\d.e-]+", cell), cell
+        assert "cmd" not in pandas.read_csv(folder / name).columns
+    text = (folder / "comparison.md").read_text()
+    assert "<" not in text
+    assert r"a\|b" in text
+    assert r"\[red\]x" in text
+    assert r"!\[" not in text.replace(r"\!\[", "")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    tex = (folder / "comparison.tex").read_text()
+    assert r"a\&b\_c" in tex
+    assert r"\input{" not in tex
+    assert r"\textbackslash{}input\{x\}" in tex
+    for line in tex.splitlines():
+        assert not re.search(r"\\\\ *\[", line)
+    assert not re.search(r"(?<!\\)[%#]", tex.partition("\n")[2])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: the page is not opened in a browser")
+@pytest.mark.parametrize("which", ["sweep", "hostile"])
+def test_the_page_in_a_browser(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(which)
+    write(compared(folder), tmp_path / "out")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=2000", "--dump-dom",
+               (tmp_path / "out" / "comparison.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "CONSOLE" not in done.stderr  # where the page's errors and refusals are logged
+    assert done.stdout.count("<svg") == 3
+    assert 'id="axes_1"' in done.stdout
+    assert "<script" not in done.stdout
+
+
+# --- from end to end -------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_ends_with_its_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """One estimator fails; the table of the others is printed, and the failed ones named."""
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", "estimator=gumbel_softmax,rloo", "samples=1,4", "hydra.sweep.dir='a b/${now:%Y}'"]
+    assert cli.main(["train", *SMALL, *sweep]) == 2  # rloo needs two samples
+    out = capsys.readouterr().out
+    (folder,) = (tmp_path / "a b").iterdir()
+    assert re.fullmatch(r"\d{4}", folder.name)
+    table = out[out.index("digits, dynamic binarisation") :]
+    assert "rloo" in table
+    assert "gumbel_softmax samples=4" in table
+    assert re.search(r"left out: .*2-rloo-s0 \(failed: .*LeaveOneOut needs samples=2", table)
+    assert (folder / "comparison" / "comparison.html").is_file()
+    rows = pandas.read_csv(folder / "comparison" / "comparison.csv").set_index("estimator")
+    assert rows.loc["rloo", "decoder_evaluations"] == 4
+    assert rows.loc["gumbel_softmax", "decoder_evaluations"].tolist() in ([1, 4], [4, 1])
+    assert (folder / "comparison" / "loss_by_evaluations.png").is_file()
+
+
+def test_a_problem_with_the_comparison_leaves_the_sweep_alone(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (sweep / "comparison").write_text("in the way")
+    summarize(sweep)
+    err = capsys.readouterr().err
+    assert err.startswith("vi-lab train: no comparison of ")
+    assert err.count("\n") == 1
+    summarize(sweep.parent / "nowhere")
+    assert "no such folder" in capsys.readouterr().err

@@ -1,0 +1,407 @@
+"""Pictures of a model: what they show, where they end up, and that drawing them leaves training as it was."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from torch.distributions import Bernoulli, Independent, OneHotCategorical
+
+from tests.support import run, write_idx
+from vi_lab import cli
+from vi_lab.build import build
+from vi_lab.config import check_overrides
+from vi_lab.data import MNISTDataModule
+from vi_lab.distributions import NearestCode
+from vi_lab.figures import charts, grids, style
+from vi_lab.figures import model as pictures
+from vi_lab.latents import VQ, Categorical
+from vi_lab.latents import Bernoulli as BernoulliLatent
+from vi_lab.models import VAE
+from vi_lab.schema import CONFIG_DIR
+
+SMALL = ["data=digits", "trainer.max_epochs=1", "accelerator=cpu", "threads=1", "evaluation.samples=null"]
+TINY = ["network.encoder.hidden=[16]", "network.decoder.hidden=[16]"]
+ESTIMATORS = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
+ALWAYS = {"data", "reconstructions", "samples", "history", "interpolations"}
+KINDS = {
+    "categorical": (["latent=4x8"], {"relaxation", "code_usage", "codes", "tsne"}),
+    "bernoulli": (["estimator=rloo", "latent=bernoulli", "latent.variables=25"], {"code_usage", "codes", "tsne"}),
+    "vq": (["estimator=vq", "latent.variables=3", "latent.classes=24"], {"code_usage", "codes", "tsne"}),
+    "plane": (["estimator=gaussian", "latent.dim=2"], {"manifold", "latent", "traversals"}),
+    "gaussian": (["estimator=gaussian", "latent.dim=5"], {"traversals", "tsne"}),
+    "line": (["estimator=gaussian", "latent.dim=1"], {"traversals", "tsne"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "IMAGES", 60)
+    monkeypatch.setattr("vi_lab.training.pictures.PROJECTED", 50)
+
+
+def config(*overrides: str) -> DictConfig:
+    tiny = [] if "network=conv" in overrides else TINY
+    return OmegaConf.create(check_overrides("train", [*SMALL, *tiny, *overrides], multirun=False)[0])
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    run(config(*overrides), folder)
+    return folder
+
+
+def image_steps(folder: Path) -> dict[str, list[int]]:
+    """Which pictures TensorBoard holds, and at which steps."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def untrained(*overrides: str) -> tuple[VAE, MNISTDataModule]:
+    datamodule, model = build(config(*overrides))
+    datamodule.setup()
+    return model, datamodule
+
+
+def rendered(model: VAE, datamodule: MNISTDataModule, render: bool = True) -> dict[str, np.ndarray | None]:
+    """The pixels of all pictures that there are at the end of a run."""
+    with pictures.at_rest(model):
+        figures = pictures.pictures(model, datamodule, [], {})
+        return {name: style.render(figure) if render else None for name, figure in figures}
+
+
+# --- every picture --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_is_in_the_folder_and_in_tensorboard(tmp_path: Path, kind: str) -> None:
+    overrides, own = KINDS[kind]
+    folder = train(tmp_path, *overrides)
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == ALWAYS | own
+    assert image_steps(folder) == {f"pictures/{name}": [12] for name in ALWAYS | own}
+    for path in (folder / "figures").iterdir():
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"), dtype=float)
+            assert image.format == "PNG"
+        assert min(pixels.shape) > 100
+        assert max(pixels.shape) < 2000
+        assert pixels.std() > 5  # not blank
+        assert path.stat().st_size < 700_000
+        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (edge > 250).all()  # nothing is cut off
+
+
+def test_pictures_are_a_function_of_weights_and_seed() -> None:
+    model, datamodule = untrained()
+    first = rendered(model, datamodule)
+    torch.rand(17)  # history must not matter
+    second = rendered(model, datamodule)
+    assert first.keys() == ALWAYS - {"history"} | {"code_usage", "codes", "tsne"}
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_can_be_drawn(name: str) -> None:
+    model, datamodule = untrained(f"estimator={name}")
+    row = {"epoch": 1, "train/loss": 2.0, "train/loss_unrelaxed": 2.5, "val/loss": 2.2}
+    with pictures.at_rest(model):
+        names = {name for name, _ in pictures.pictures(model, datamodule, [row])}
+    assert names > ALWAYS
+    assert "tsne" not in names  # only at the end
+    assert ("relaxation" in names) == model.estimator.relaxed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["network=conv"], ["likelihood=gaussian", "data.binarization=none"], ["data.binarization=fixed"],
+     ["latent=1x10"], ["latent.variables=2", "latent.classes=30"]],
+)  # fmt: skip
+def test_combinations_can_be_drawn(overrides: list[str]) -> None:
+    assert len(rendered(*untrained(*overrides))) == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli", "vq", "plane", "gaussian"])
+def test_other_precisions_can_be_drawn(kind: str, dtype: torch.dtype) -> None:
+    model, datamodule = untrained(*KINDS[kind][0])
+    names = rendered(model.to(dtype), datamodule, render=False).keys()
+    assert names == ALWAYS - {"history"} | KINDS[kind][1] - {"relaxation"}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions_of_the_trainer_draw(tmp_path: Path, precision: str) -> None:
+    options = ["trainer.max_epochs=2", "figures_every_n_epochs=1", "data.validation=0", "data.test_every_epoch=true"]
+    steps = image_steps(train(tmp_path, f"trainer.precision={precision}", "latent=1x10", *options))
+    assert steps["pictures/codes"] == [14, 28]
+
+
+@pytest.mark.parametrize("images", [1, 5])
+@pytest.mark.parametrize("kind", ["categorical", "plane", "gaussian"])
+def test_tiny_test_sets(tmp_path: Path, images: int, kind: str) -> None:
+    data = ["data=mnist", f"data.root={write_idx(tmp_path, test=images)}", "data.validation=100"]
+    names = rendered(*untrained(*KINDS[kind][0], *data)).keys()
+    assert names == ALWAYS - {"history"} | KINDS[kind][1] - {"relaxation"}
+
+
+def test_no_pictures_where_none_are_wanted(tmp_path: Path) -> None:
+    folder = train(tmp_path, "figures=false", "figures_every_n_epochs=1")
+    assert not (folder / "figures").exists()
+    assert image_steps(folder) == {}
+
+
+def test_every_second_epoch_and_the_end(tmp_path: Path) -> None:
+    steps = image_steps(train(tmp_path, "trainer.max_epochs=5", "figures_every_n_epochs=2", "latent=4x8"))
+    assert steps.pop("pictures/tsne") == [60]
+    assert set(steps) == {f"pictures/{name}" for name in (ALWAYS | KINDS["categorical"][1]) - {"tsne"}}
+    assert all(at == [24, 48, 60] for at in steps.values())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").write_text("in the way")
+    assert cli.main(["train", *SMALL, *TINY, "hydra.run.dir=run", "figures_every_n_epochs=1"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "figures" in err
+
+
+# --- training is left as it was -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", "nvil", "gaussian"])
+def test_drawing_does_not_change_a_bit_of_training(tmp_path: Path, name: str) -> None:
+    plain = train(tmp_path / "plain", f"estimator={name}", "trainer.max_epochs=2", "figures=false")
+    drawn = train(tmp_path / "drawn", f"estimator={name}", "trainer.max_epochs=2", "figures_every_n_epochs=1")
+    for file in ("metrics.csv", "metrics.json"):
+        assert (plain / file).read_bytes() == (drawn / file).read_bytes()
+    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (plain, drawn))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_at_rest_leaves_modes_and_gradients_as_they_were() -> None:
+    model, _ = untrained()
+    model.train()
+    model.encoder.eval()
+    with pictures.at_rest(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert model.training
+    assert model.decoder.training
+    assert not model.encoder.training
+    assert torch.is_grad_enabled()
+
+
+def test_importing_and_drawing_leave_matplotlib_as_it_was() -> None:
+    code = """
+import sys
+import vi_lab.figures.charts, vi_lab.figures.grids
+assert "matplotlib" not in sys.modules
+import matplotlib
+matplotlib.use("svg")
+vi_lab.figures.style.render(vi_lab.figures.charts.history([{"epoch": 1, "train/loss_unrelaxed": 1.0}]))
+assert "matplotlib.pyplot" not in sys.modules
+import vi_lab.figures.model
+assert matplotlib.get_backend() == "svg"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# --- layout ---------------------------------------------------------------------------------------------------
+
+
+def test_montage_puts_image_k_where_it_should_be() -> None:
+    images = torch.arange(1.0, 12).view(-1, 1, 1, 1).expand(-1, 1, 3, 5)  # image k is k + 1 all over
+    canvas = grids.montage(grids.in_rows(images, 4))
+    assert canvas.shape == (3 * 5, 4 * 7)
+    for k in range(12):
+        row, column = divmod(k, 4)
+        tile = canvas[row * 5 : row * 5 + 5, column * 7 : column * 7 + 7]
+        assert (tile[1:-1, 1:-1] == (k + 1 if k < 11 else 0)).all()
+        assert (tile[0] == 0).all()
+        assert (tile[:, -1] == 0).all()
+    shades = torch.rand(2, 3, 3, 4, 4)
+    canvas = grids.montage(shades)
+    assert canvas.shape == (12, 18, 3)
+    assert torch.equal(canvas[7:11, 13:17], shades[1, 2].permute(1, 2, 0))
+    assert (canvas[6] == 1).all()
+
+
+def test_a_grid_shows_each_pixel_twice_as_wide_and_nothing_else() -> None:
+    images = torch.rand(3, 4, 1, 28, 28).mul(255).round() / 255
+    labels = [["first", "second", "third"], list("abcd")]
+    for options in ({}, {"row_labels": labels[0], "column_labels": labels[1], "xlabel": "x", "ylabel": "y"}):
+        figure = grids.image_grid(images, "a title\nof two lines", **options)
+        pixels = style.render(figure)
+        box = figure.axes[0].get_window_extent()
+        top, left = round(len(pixels) - box.y1), round(box.x0)
+        shown = pixels[top : top + 180, left : left + 240, 0].astype(int)
+        wanted = (255 * (1 - grids.montage(images))).round().int().repeat_interleave(2, 0).repeat_interleave(2, 1)
+        assert np.abs(shown - wanted.numpy()).max() <= 1  # the colour map has 256 shades
+
+
+def test_the_manifold_grows_to_the_right_and_upward() -> None:
+    z = pictures.lattice()
+    assert z.shape == (20, 20, 2)
+    assert z[0, 0].tolist() == [-4, 4]
+    assert z[-1, -1].tolist() == [4, -4]
+    assert (z[:, 1:, 0] > z[:, :-1, 0]).all()
+    assert (z[:-1, :, 1] > z[1:, :, 1]).all()
+    ink = ((z + 4) / 8)[..., None, None].expand(-1, -1, 2, 28, 28)
+    for axis, darkest, lightest in ((0, (-1, -1), (0, 0)), (1, (0, 0), (-1, -1))):
+        figure = grids.manifold(ink[:, :, axis, None], 4.0)
+        pixels = style.render(figure)
+        box = figure.axes[0].get_window_extent()
+        inside = pixels[round(len(pixels) - box.y1) :, round(box.x0) :, 0][:1120, :1120][20:-20, 20:-20]
+        assert inside[darkest] < 5
+        assert inside[lightest] > 250
+        assert figure.axes[0].get_xlim() == figure.axes[0].get_ylim() == pytest.approx((-4 - 4 / 19, 4 + 4 / 19))
+
+
+def test_changes_are_orange_where_ink_is_added_and_blue_where_it_is_taken_away() -> None:
+    own = torch.tensor([0.0, 1.0, 0.5, 0.5]).view(1, 2, 2)
+    colours = grids.changes(torch.tensor([1.0, 0.0, 0.5, 0.6]).view(1, 2, 2), own, gain=3).flatten(1).T
+    orange, blue = (torch.tensor([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for c in ("#D55E00", "#0072B2"))
+    grey = torch.full((3,), 1 - 0.35 / 2)
+    torch.testing.assert_close(colours, torch.stack([orange, blue, grey, 0.7 * grey + 0.3 * orange]))
+
+
+def test_labels_are_spread_apart() -> None:
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [0.05, 0.0], [0.0, 0.1], [5.0, 5.0]])
+    apart = charts.spread_apart(points, 1.0)
+    distances = np.hypot(*(apart[:, None] - apart[None]).transpose(2, 0, 1)) + 9 * np.eye(5)
+    assert distances.min() > 0.99
+    assert (apart[4] == points[4]).all()
+    assert np.abs(apart - points).max() < 2
+
+
+# --- what is computed -----------------------------------------------------------------------------------------
+
+
+def test_states_of_each_family_and_back() -> None:
+    logits = torch.tensor([[[0.2, 0.8], [0.9, 0.1], [0.5, 0.5]]]).log()
+    q = Independent(OneHotCategorical(logits=logits), 1)
+    torch.testing.assert_close(pictures.unit_means(q), logits.exp())
+    q = Independent(Bernoulli(torch.tensor([[0.25, 1.0]])), 1)
+    torch.testing.assert_close(pictures.unit_means(q), torch.tensor([[[0.75, 0.25], [0.0, 1.0]]]))
+    latent = VQ(variables=2, classes=3, dim=4)
+    q = NearestCode(latent.codebook[torch.tensor([[2, 0]])] + 1e-4, latent.codebook)
+    assert pictures.unit_means(q).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+
+    index = torch.tensor([[2, 0]])
+    assert torch.equal(pictures.from_states(latent, index), latent.codebook[index])
+    assert pictures.from_states(Categorical(2, 3), index).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+    assert pictures.from_states(BernoulliLatent(2), torch.tensor([[1, 0]])).tolist() == [[1, 0]]
+
+
+def test_code_usage_by_hand() -> None:
+    states = torch.tensor([[[1.0, 0, 0], [1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]],
+                           [[0, 1, 0], [1, 0, 0], [1 / 3] * 3, [0, 0.5, 0.5]]])  # fmt: skip
+    torch.testing.assert_close(charts.perplexity(states.mean(0)), torch.tensor([2, 1, 3, 2 * math.sqrt(2)]))
+    half = math.log(2) / 2  # log of 2 sqrt 2 less log 2
+    wanted = torch.tensor([math.log(2), 0, 0, half])
+    torch.testing.assert_close(pictures.information(states), wanted, atol=1e-6, rtol=0)
+    figure = charts.code_usage(states)
+    heat, bars = figure.axes[0].images[0].get_array(), figure.axes[1].patches
+    np.testing.assert_allclose(heat, states.mean(0))
+    np.testing.assert_allclose([b.get_width() for b in bars], [2, 1, 3, 8**0.5, 1, 1, 3, 2], rtol=1e-5)
+
+
+def test_usage_of_binary_variables_folds_twenty_to_a_row() -> None:
+    ones = torch.linspace(0, 1, 45)
+    states = torch.stack([1 - ones, ones], -1).expand(3, -1, -1)
+    heat = charts.code_usage(states).axes[0].images[0].get_array()
+    assert heat.shape == (3, 20)
+    np.testing.assert_allclose(np.ma.compressed(heat), ones, atol=1e-6)
+
+
+def test_traversal_decodes_what_it_says() -> None:
+    model, _ = untrained("estimator=gaussian", "latent.dim=3")
+    mean, dimensions, values = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([2, 0]), torch.tensor([-3.0, 0.0, 3.0])
+    z = pictures.traversal(mean, dimensions, values)
+    by_hand = [[[0.1, 0.2, v] for v in (-3, 0, 3)], [[v, 0.2, 0.3] for v in (-3, 0, 3)]]
+    torch.testing.assert_close(z, torch.tensor(by_hand))
+    with pictures.at_rest(model):
+        images = pictures.decode(model, z)
+        alone = model.likelihood.mean(model.decode(torch.tensor([[[-3.0, 0.2, 0.3]]])))[0, 0]
+    torch.testing.assert_close(images[1, 0], alone)
+
+
+@pytest.mark.parametrize("overrides", [["latent=4x8"], ["latent=bernoulli"], ["estimator=vq"]], ids=lambda o: o[0])
+def test_state_traversal_decodes_what_it_says(overrides: list[str]) -> None:
+    model, datamodule = untrained(*overrides)
+    with pictures.at_rest(model):
+        states = pictures.encode(model, datamodule, 2).states
+        index, codes = states.argmax(-1), states.shape[2]
+        grid = pictures.state_traversal(index, torch.tensor([3, 1]), torch.arange(codes))
+        assert grid.shape == (2, 2 * codes, index.shape[1])
+        images = pictures.decode(model, pictures.from_states(model.latent, grid))
+        changed = index[1].clone()
+        changed[3] = 1
+        alone = model.decode(pictures.from_states(model.latent, changed[None, None]))
+    assert torch.equal(grid[0, codes + 1], changed)
+    torch.testing.assert_close(images[0, codes + 1], model.likelihood.mean(alone)[0, 0])
+    assert (grid[1, :codes, 1] == torch.arange(codes)).all()
+    assert (grid[1, :codes, 0] == index[0, 0]).all()
+
+
+def test_interpolations_lead_from_one_image_to_the_other() -> None:
+    a, b = torch.tensor([[0.0, 4.0]]), torch.tensor([[2.0, 0.0]])
+    assert pictures.interpolation(a, b, 3).tolist() == [[[0, 4], [1, 2], [2, 0]]]
+    a, b = torch.tensor([[1, 5, 2, 3, 4]]), torch.tensor([[6, 5, 7, 8, 9]])
+    steps = pictures.state_interpolation(a, b, 5)[0]
+    assert steps.tolist() == [[1, 5, 2, 3, 4], [6, 5, 2, 3, 4], [6, 5, 7, 3, 4], [6, 5, 7, 8, 4], [6, 5, 7, 8, 9]]
+    assert torch.equal(pictures.state_interpolation(a, a, 3), a[:, None].expand(-1, 3, -1))
+
+
+def test_tsne_is_repeatable_and_stands_equal_points() -> None:
+    points = torch.rand(30, 8)
+    first = pictures.tsne(points, seed=0)
+    torch.rand(3)
+    assert torch.equal(first, pictures.tsne(points, seed=0))
+    assert pictures.tsne(torch.ones(20, 4), seed=0).isfinite().all()
+
+
+def test_curves_stand_missing_values() -> None:
+    rows = [{"epoch": k, "train/loss": 3.0 - k, "train/loss_unrelaxed": 3.5 - k, "temperature": 1.0} for k in (1, 2, 3)]
+    rows[1]["val/loss"] = 2.0
+    figure = charts.history(rows, {"test/loss": 1.5})
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"train": [[1, 2.5], [2, 1.5], [3, 0.5]], "validation": [[2, 2]], "test, at the end": [[3, 1.5]]}
+    figure = charts.relaxation(rows)
+    assert len(figure.axes) == 2  # losses, and the temperature beneath
+    assert figure.axes[1].lines[0].get_ydata().tolist() == [1, 1, 1]
+
+
+# --- the projector --------------------------------------------------------------------------------------------
+
+
+def test_projector_files(tmp_path: Path) -> None:
+    folder = train(tmp_path, "projector=true", "figures=false", "estimator=gaussian", "latent.dim=5")
+    listed = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (embedding,) = listed.embeddings
+    table = np.loadtxt(folder / embedding.tensor_path)
+    assert table.shape == (50, 5)
+    labels = (folder / embedding.metadata_path).read_text().split()
+    model, datamodule = build(config())[1], build(config())[0]
+    datamodule.setup()
+    assert labels == [str(k) for k in datamodule.splits["test"][1][:50].tolist()]
+    assert list(embedding.sprite.single_image_dim) == [28, 28]
+    with Image.open(folder / embedding.sprite.image_path) as sprite:
+        assert sprite.size == (8 * 28, 8 * 28)  # the smallest square that holds 50
+        first = np.asarray(sprite.convert("L"))[:28, :28]
+    seen = pictures.encode(model, datamodule, 1).x[0, 0]
+    np.testing.assert_array_equal(first, 255 * (1 - seen.numpy()))
+    assert not (folder / "figures").exists()

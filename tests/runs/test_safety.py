@@ -1,0 +1,220 @@
+"""Opening what somebody else made runs nothing of theirs: run folders, checkpoints and sweeps with planted payloads,
+through every command that reads them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.support import SMALL, config, run
+from vi_lab import cli, find_runs, load_run
+from vi_lab.config import check_overrides
+from vi_lab.errors import ViLabError
+from vi_lab.runs.lock import hold
+from vi_lab.runs.trust import load_checkpoint
+
+COMMANDS = {
+    "train": ["train", "resume=theirs"],
+    "audit": ["audit", "run=theirs", "hydra.run.dir=lab"],
+    "reproduce": ["reproduce", "theirs", "--output", "again"],
+    "compare": ["compare", "theirs"],
+    "evaluate": ["evaluate", "run=theirs", "evaluation.samples=2"],
+}
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch planted",)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sound completed run, for a test to spoil; nothing may touch `planted` nor change `outside`."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("theirs")
+    folder.mkdir()
+    run(config("trainer.max_epochs=1"), folder)
+    (folder / "status.json").write_text('{"state": "completed"}')
+    Path("outside").write_text("mine")
+    yield folder
+    assert not Path("planted").exists()
+    assert Path("outside").read_text() == "mine"
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    capsys.readouterr()
+    assert cli.main(list(arguments)) in (1, 2)
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1, captured.err
+    return captured.err + captured.out
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    values = OmegaConf.to_container(OmegaConf.load(folder / "config_resolved.yaml"))
+    config = OmegaConf.create(values)
+    for path, value in changes.items():
+        OmegaConf.update(config, path.replace("__", ".", 1), value, force_add=True)
+    (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(config))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "target", ["os.system", "pty.spawn", "vi_lab.runs.environment.subprocess.run", "torch.hub.load"]
+)
+def test_targets(theirs: Path, command: str, target: str, capsys: pytest.CaptureFixture) -> None:
+    rewrite(theirs, estimator__baseline={"_target_": target, "command": "touch planted"})
+    assert "not a part of vi_lab" in refused(capsys, *COMMANDS[command])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_yaml_that_builds_objects(theirs: Path, command: str, capsys: pytest.CaptureFixture) -> None:
+    file = theirs / "config_resolved.yaml"
+    file.write_text(file.read_text() + "extra: !!python/object/apply:os.system ['touch planted']\n")
+    assert "could not determine a constructor" in refused(capsys, *COMMANDS[command])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_yaml_that_grows(theirs: Path, command: str, capsys: pytest.CaptureFixture) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(30))
+    (theirs / "config_resolved.yaml").write_text(bomb)
+    assert "aliases are not accepted" in refused(capsys, *COMMANDS[command])
+
+
+def test_interpolations_are_not_filled_in(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    rewrite(theirs, name="${oc.env:HOME}")
+    assert "wanted a plain value" in refused(capsys, *COMMANDS["train"])
+
+
+@pytest.mark.parametrize("command", ["train", "audit", "evaluate"])
+@pytest.mark.parametrize("kind", ["pickle", "torch", "inside"])
+def test_checkpoints_with_code(theirs: Path, command: str, kind: str, capsys: pytest.CaptureFixture) -> None:
+    file = theirs / "checkpoints" / "last.ckpt"
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps(Payload()))
+    elif kind == "torch":
+        torch.save(Payload(), file)
+    else:
+        torch.save({**load_checkpoint(file), "callbacks": {"Checkpoints": Payload()}}, file)
+    for other in ("previous.ckpt", "best.ckpt"):
+        (theirs / "checkpoints" / other).unlink(missing_ok=True)
+    extra = ["trainer.max_epochs=2"] if command == "train" else []
+    assert "damaged, or not a checkpoint" in refused(capsys, *COMMANDS[command], *extra)
+    with pytest.raises(ViLabError, match="damaged, or not a checkpoint"):
+        _ = load_run(theirs).model
+
+
+def test_nothing_is_written_through_links(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("figures", "hparams.yaml", ".lock", "checkpoints/best.ckpt", "train.log"):
+        link = theirs / name
+        before = link.read_bytes() if link.is_file() else None
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("outside").resolve())
+        for arguments in (["train", "resume=theirs", "trainer.max_epochs=2"], COMMANDS["evaluate"]):
+            assert "link" in refused(capsys, *arguments)
+        link.unlink()
+        if before is not None:
+            link.write_bytes(before)
+    Path("elsewhere").mkdir()
+    (theirs / "checkpoints").rename("elsewhere/checkpoints")
+    (theirs / "checkpoints").symlink_to(Path("elsewhere/checkpoints").resolve())
+    assert "leads out of the run folder" in refused(capsys, "train", "resume=theirs", "trainer.max_epochs=2")
+    with pytest.raises(ViLabError, match="leads out of the run folder"):
+        _ = load_run(theirs).model
+
+
+def test_nothing_is_read_through_links(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    (theirs / "config_resolved.yaml").rename("config.yaml")
+    (theirs / "config_resolved.yaml").symlink_to(Path("config.yaml").resolve())
+    assert "leads out of the run folder" in refused(capsys, "train", "resume=theirs")
+    (theirs / ".lock").unlink(missing_ok=True)
+    (theirs / ".lock").symlink_to(Path("outside").resolve())
+    with pytest.raises(ViLabError, match="a link"), hold(theirs):
+        pass
+
+
+@pytest.mark.parametrize("name", ["../../planted", "a/b", "..", "\x1b[2Jname"])
+def test_names_that_lead_elsewhere(theirs: Path, name: str, capsys: pytest.CaptureFixture) -> None:
+    rewrite(theirs, name=name)
+    assert "name=" in refused(capsys, "reproduce", "theirs")
+    assert "name=" in refused(capsys, "train", "resume=theirs")
+    assert not (theirs.parent / "outputs").exists()
+
+
+SWEEP = {
+    "hydra": {
+        "overrides": {"task": ["seed=0,1"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=theirs"]},
+        "launcher": {"_target_": "os.system"},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "own"),
+    [
+        (["+latent.x._target_=os.system"], []),
+        (["hydra.launcher._target_=os.system"], []),
+        ([], ["hydra.launcher._target_=os.system"]),
+        ([], ["hydra/launcher=theirs"]),
+        ([], ["hydra.sweep.subdir=../../elsewhere"]),
+        ([], ["hydra.sweep.subdir=/elsewhere"]),
+        ([], ["hydra.callbacks.x._target_=os.system"]),
+        ([], ["hydra.job_logging.handlers.x=1"]),
+        (["name=../../elsewhere"], []),
+    ],
+)
+def test_sweeps(
+    tmp_path: Path, task: list[str], own: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = OmegaConf.create(SWEEP)
+    sweep.hydra.overrides.task += [*SMALL, *task]
+    sweep.hydra.overrides.hydra += own
+    Path("theirs").mkdir()
+    Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
+    refused(capsys, "train", "resume=theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
+
+
+def test_a_config_of_another_version(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    sound = (theirs / "config_resolved.yaml").read_text()
+    values = OmegaConf.create(sound)
+    del values["evaluation"]
+    (theirs / "config_resolved.yaml").write_text(OmegaConf.to_yaml(values))
+    text = refused(capsys, *COMMANDS["train"])
+    assert "made by another version of vi_lab (0.1.0): it lacks evaluation" in text
+    (theirs / "config_resolved.yaml").write_text(sound + "colour: blue\n")
+    assert "colour is not known here" in refused(capsys, *COMMANDS["audit"])
+    (theirs / "config_resolved.yaml").write_text(sound.replace("batch_size: 100", "batch_size: -1"))
+    assert "data.batch_size=-1: wanted" in refused(capsys, *COMMANDS["reproduce"])
+
+
+def test_every_shipped_config_is_accepted(tmp_path: Path) -> None:
+    from vi_lab.schema import CONFIG_DIR
+
+    for kind in ("estimator", "experiment", "likelihood", "network", "optimizer", "schedule", "objective"):
+        for path in sorted((CONFIG_DIR / kind).glob("*.yaml")):
+            choice = "concrete" if path.stem == "relaxed" else None
+            arguments = [f"estimator={choice}"] if choice else [f"{kind}={path.stem}"]
+            folder = tmp_path / kind / path.stem
+            folder.mkdir(parents=True)
+            values = check_overrides("train", arguments, False)[0]
+            (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+            assert load_run(folder).config.seed == 0
+    assert len(find_runs([tmp_path])) > 40
+
+
+def test_classes_of_the_users_own(theirs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    Path("minelib.py").write_text(
+        "from vi_lab.estimators import GumbelSoftmax\n\nclass Mine(GumbelSoftmax):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    rewrite(theirs, estimator___target_="minelib.Mine")
+    assert "set VI_LAB_TRUST=minelib" in refused(capsys, *COMMANDS["reproduce"])
+    monkeypatch.setenv("VI_LAB_TRUST", "other,minelib")
+    assert cli.main(COMMANDS["reproduce"]) == 0

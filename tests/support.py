@@ -1,0 +1,63 @@
+"""What tests share: small configs, short runs, and data in files. No test imports another test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from vi_lab.config import check_overrides
+from vi_lab.schema import CONFIG_DIR
+
+SMALL = ["data=digits", "trainer.max_epochs=2", "figures=false", "network.encoder.hidden=[16]",
+         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
+ESTIMATORS = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
+
+
+def compose(*overrides: str) -> OmegaConf:
+    """The checked config of one run, as given."""
+    return OmegaConf.create(check_overrides("train", list(overrides), multirun=False)[0])
+
+
+def config(*overrides: str) -> OmegaConf:
+    """The checked config of a small run."""
+    return compose(*SMALL, *overrides)
+
+
+def run(values: OmegaConf, folder: Path, **options: Any) -> float:
+    """Train in this process, without a lock or a status; see `vi_lab.training.session.Session`."""
+    from vi_lab.training.session import Session
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return Session(values, folder, **options).train()
+
+
+def train(folder: Path, *overrides: str) -> dict[str, float]:
+    """Train a small run; its final metrics."""
+    run(config(*overrides), folder)
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv as it stands."""
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def write_idx(folder: Path, train: int = 300, test: int = 100, name: str = "MNIST") -> Path:
+    """Random images in the idx files that torchvision reads: FOLDER/NAME/raw/... Returns FOLDER."""
+    raw = folder / name / "raw"
+    raw.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", train), ("t10k", test)):
+        images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 10, (count,), dtype=torch.uint8, generator=generator)
+        header = struct.pack(">IIII", 0x0803, count, 28, 28)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+        header = struct.pack(">II", 0x0801, count)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + labels.numpy().tobytes())
+    return folder

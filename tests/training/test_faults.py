@@ -1,0 +1,149 @@
+"""What the world does to a run: full and read-only disks, closed terminals, odd paths, losses that are no numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import SMALL, config, read_rows, run
+from vi_lab import cli, load_run
+from vi_lab.errors import ViLabError
+from vi_lab.runs.trust import load_checkpoint
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A small file system in memory; skips visibly where mounting is not permitted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def vi_lab(*arguments: str, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "vi_lab", *arguments]
+    return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": 120, **options})
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The first checkpoint fits, the second does not: one line, exit code 1, and the first is whole."""
+    with mounted(tmp_path / "disk", "size=1100k") as disk:
+        (disk / "ballast").write_bytes(bytes(100_000))
+        done = vi_lab("train", *SMALL, "trainer.max_epochs=30", f"hydra.run.dir={disk}/run")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "No space left on device" in done.stderr
+        checkpoint = load_checkpoint(disk / "run" / "checkpoints" / "last.ckpt")
+        assert checkpoint["epoch"] >= 0
+        (disk / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        done = vi_lab("train", f"resume={disk}/run", "trainer.max_epochs=30")  # with room it goes on
+        assert done.returncode == 0, done.stderr
+        assert len(read_rows(disk / "run")) == 30
+
+
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=1m,ro") as disk:
+        done = vi_lab("train", *SMALL, f"hydra.run.dir={disk}/run")
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "Read-only file system" in done.stderr
+
+
+def test_without_a_terminal_and_with_closed_input(tmp_path: Path) -> None:
+    done = vi_lab("train", *SMALL, "hydra.run.dir=run", cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    """`vi-lab train | head -1` ends without a traceback."""
+    command = f"{sys.executable} -m vi_lab train {' '.join(SMALL)} hydra.run.dir=run | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["with spaces", "Größe/日本", "a=b", "100%", "it's"])
+def test_odd_paths(tmp_path: Path, name: str, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / name
+    quoted = str(folder) if "=" not in name and "'" not in name else '"' + str(folder) + '"'
+    small = [o for o in SMALL if "epochs" not in o]
+    assert cli.main(["train", *small, "trainer.max_epochs=1", f"hydra.run.dir={quoted}"]) == 0
+    assert load_run(folder).final["step"] == 12
+    assert cli.main(["train", f"resume={folder}", "trainer.max_epochs=2"]) == 0
+    assert load_run(folder).final["step"] == 24
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ViLabError, match=r"the loss became (nan|inf) at step \d+ \(epoch \d+, reconstruction"):
+        run(config("optimizer=sgd", "optimizer.lr=1e30", "checkpoint.every_n_steps=1"), tmp_path)
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt") if (tmp_path / "checkpoints").exists() else None
+    assert saved is None or all(bool(w.isfinite().all()) for w in saved["state_dict"].values())
+
+
+def test_the_failure_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    assert cli.main(["train", *SMALL, "optimizer=sgd", "optimizer.lr=1e30", f"hydra.run.dir={folder}"]) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["reason"] in err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["train", "data.root=none", "data.download=false", f"hydra.run.dir={tmp_path}/run"]
+    for debug in ("--debug", "debug=true"):
+        assert cli.main([*arguments, debug]) == 1
+        assert "Traceback" in capsys.readouterr().err
+        (tmp_path / "run" / "config_resolved.yaml").unlink(missing_ok=True)
+    assert cli.main(arguments) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override", ["++seed=abc", "++trainer.max_epochs=-3", "++data.batch_size=1.5", "+latent.depth=3", "+lr=1"]
+)
+def test_values_behind_a_plus_are_checked_too(override: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", override]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert override.lstrip("+").split("=")[0].split(".")[-1] in err
+
+
+def test_an_error_in_a_class_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("vi_lab.models.VAE.training_step", broken)
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/a"]) == 1
+    assert capsys.readouterr().err == "vi-lab train: ZeroDivisionError: division by zero; --debug shows where\n"
+    assert cli.main(["train", *SMALL, "--debug", f"hydra.run.dir={tmp_path}/b"]) == 1
+    assert "in broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["optimizer_states", "loops", "means"])
+def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys: pytest.CaptureFixture) -> None:
+    run(config("trainer.max_epochs=1"), tmp_path)
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    whole = load_checkpoint(file)
+    for damaged in ({k: v for k, v in whole.items() if k != lacking}, {**whole, lacking: {"nonsense": 1}}):
+        torch.save(damaged, file)
+        capsys.readouterr()
+        assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,51 @@
+"""Hydra, beyond its public interface: its argument parser, its sweeper as a function, and a start without `sys.argv`.
+
+Checked against hydra-core 1.3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+VERSION_BASE = "1.3"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Hydra's own flags, and the overrides as positional arguments."""
+    return get_args_parser()
+
+
+def start(task: Callable[[Any], Any], arguments: argparse.Namespace, config_dir: Path, config_name: str) -> None:
+    """What a function under `hydra.main` does, on given arguments: so `sys.argv` stays the user's command, from which
+    Lightning starts the other processes of DDP.
+
+    Args:
+        task: called with the composed config of each job.
+        arguments: of `argument_parser`.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to the caller, instead of Hydra's own report and exit
+    version.setbase(VERSION_BASE)
+    _run_hydra(
+        args=arguments,
+        args_parser=argument_parser(),
+        task_function=task,
+        config_path=str(config_dir),
+        config_name=config_name,
+    )
+
+
+def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:
+    """The jobs of a sweep as Hydra's basic sweeper makes them. Hydra must be initialized: glob(*) looks into groups."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(overrides), max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]

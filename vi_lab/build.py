@@ -1,0 +1,56 @@
+"""From a checked config to its objects: data module, model, estimator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from vi_lab.config import explain, plain
+from vi_lab.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from vi_lab.data import MNISTDataModule
+    from vi_lab.estimators import GradientEstimator
+    from vi_lab.models import VAE
+
+
+def instantiate(node: DictConfig, **arguments: Any) -> Any:
+    """`hydra.utils.instantiate`, with a constructor's complaint as the user's mistake, in one line."""
+    try:
+        return hydra.utils.instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        raise UserError(f"{node._target_}: {one_line(cause)}" if cause else explain(error)) from error
+
+
+def build_estimator(node: DictConfig | dict) -> GradientEstimator:
+    """The estimator that a config node describes; its `latents` key is for the config check, not for it."""
+    return instantiate(OmegaConf.create({k: v for k, v in plain(node).items() if k != "latents"}))
+
+
+def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
+    """The data module and the model that a config describes, with the weights of its seed."""
+    import torch
+
+    from vi_lab.seeding import INIT, fold
+
+    datamodule = instantiate(config.data)
+    torch.manual_seed(fold(config.seed, INIT))
+    latent = instantiate(config.latent)
+    shape = datamodule.shape
+    model = instantiate(
+        config.model,
+        latent=latent,
+        encoder=instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size),
+        decoder=instantiate(config.network.decoder, shape=shape, latent_size=latent.size),
+        likelihood=instantiate(config.likelihood),
+        objective=instantiate(config.objective),
+        estimator=build_estimator(config.estimator),
+        optimizer=instantiate(config.optimizer),
+        seed=config.seed,
+    )
+    model.estimator.materialize(latent(torch.zeros(1, latent.feature_size)), torch.zeros(1, *shape))
+    return datamodule, model

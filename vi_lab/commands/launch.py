@@ -1,0 +1,107 @@
+"""The bridge to Hydra: a command's overrides are checked here, before Hydra runs its task on each composed config."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vi_lab.adapters.hydra import start
+from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments
+from vi_lab.errors import UserError
+from vi_lab.runs.files import CONFIG_FILE
+from vi_lab.runs.trust import check_targets
+from vi_lab.schema import CONFIG_DIR
+from vi_lab.training.process import check_accelerators, main_process
+
+Task = Callable[[DictConfig], Any]
+
+
+class Abort(BaseException):
+    """Carries an error past Hydra, which would print a report of its own before ours."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+    def __reduce__(self) -> tuple:
+        return Abort, (self.error,)  # parallel launchers send it between processes
+
+
+def launch(name: str, task: Task, argv: list[str]) -> int:
+    """Check the overrides of the command `name`, then let Hydra run its `task` on the composed config.
+
+    Raises:
+        UserError: a mistake in the overrides, before anything heavy is imported.
+    """
+    arguments = read_arguments(argv)
+    if not only_asks(arguments):
+        checked(name, arguments)
+    hand_over(name, task, arguments)
+    return 0
+
+
+def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
+    """`launch` of `vi-lab train`: never over a run or a sweep that is there, and a sweep ends with its comparison.
+
+    Args:
+        resuming: a sweep is started again in its folder, from a file that may be a stranger's.
+    """
+    arguments = read_arguments(argv)
+    if only_asks(arguments):
+        hand_over("train", task, arguments)
+        return 0
+    configs = checked("train", arguments)
+    for config in configs if resuming else []:
+        check_targets(config, "resume")
+    if not resuming and main_process():
+        _check_folder(arguments.multirun)
+    if not arguments.multirun:
+        hand_over("train", task, arguments)
+        return 0
+    sweep = HydraConfig.get().sweep.dir
+    arguments.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # its timestamp stays as it is resolved here
+    try:
+        hand_over("train", task, arguments)
+    finally:
+        if Path(sweep).is_dir():
+            from vi_lab.comparison.publish import summarize
+
+            summarize(Path(sweep))
+    return 0
+
+
+def checked(name: str, arguments: argparse.Namespace) -> list[dict]:
+    """The configs of all jobs, composed and checked."""
+    configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
+    check_accelerators(configs, arguments.multirun)
+    return configs
+
+
+def hand_over(name: str, task: Task, arguments: argparse.Namespace) -> None:
+    """Let Hydra go on, with its errors as ours."""
+    try:
+        start(task, arguments, CONFIG_DIR, name)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    except Abort as abort:
+        raise abort.error from None
+
+
+def _check_folder(multirun: bool) -> None:
+    """Refuse to write over a run or a sweep. Before Hydra starts, which would write first."""
+    node = HydraConfig.get()  # of the last job that was composed
+    folder = Path(node.sweep.dir if multirun else node.run.dir)
+    if (folder / ("multirun.yaml" if multirun else CONFIG_FILE)).is_file():
+        kind = "sweep" if multirun else "run"
+        raise UserError(
+            f"{folder}: holds a {kind} already; go on with {shlex.quote(f'resume={folder}')}, "
+            f"or choose another hydra.{kind}.dir"
+        )

@@ -1,0 +1,119 @@
+"""`vi-lab reproduce RUN`: repeat a run from its folder alone, and compare: equal to the last bit?"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.markup import escape
+from rich.table import Table
+
+from vi_lab.config import parse_values, plain
+from vi_lab.console import make_console
+from vi_lab.errors import Parser, UserError, ViLabError, printable
+from vi_lab.runs.environment import differences, threads_of
+from vi_lab.runs.files import write_json
+from vi_lab.runs.run import Run, load_run
+from vi_lab.runs.trust import load_checkpoint
+from vi_lab.schema import REPRODUCE, marked
+from vi_lab.training.execution import execute
+from vi_lab.training.process import check_accelerators
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="vi-lab reproduce",
+        description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
+        "last bit; 1: not, and by how much, and what differs of code, versions, hardware, threads and data.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of a completed run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"only {', '.join(marked(REPRODUCE))}")
+    parser.add_argument("--output", metavar="FOLDER", help="the new run folder (outputs/reproduce/TIME-NAME)")
+    if not argv:
+        parser.error("RUN is needed: the folder of a completed run")
+    arguments = parser.parse_intermixed_args(argv)
+    return 0 if reproduce(arguments.run, arguments.output, arguments.overrides) else 1
+
+
+def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
+    """Repeat the run in `folder`; True where everything is equal.
+
+    Raises:
+        UserError: not a completed run, or the output folder holds something.
+    """
+    run = load_run(folder)
+    if run.state != "completed":
+        raise UserError(f"{folder}: the run is {run.state}, not completed; go on with: vi-lab train resume={folder}")
+    values = parse_values(overrides, REPRODUCE, "vi-lab reproduce")
+    config = run.config.copy()
+    config.data.download = False  # nothing is fetched on the word of somebody else's folder
+    for key, value in values:
+        OmegaConf.update(config, key, value)
+    target = Path(output or f"outputs/reproduce/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.name}-s{config.seed}")
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"--output {target}: the folder is not empty")
+    target.mkdir(parents=True, exist_ok=True)
+    check_accelerators([plain(config)], multirun=False)
+    config.threads = config.threads or threads_of(run.environment)  # another number gives other bits
+    execute(config, target, command=f"vi-lab reproduce {folder}")
+    return verdict(run, Run(target))
+
+
+def verdict(then: Run, now: Run) -> bool:
+    """Print how two runs that should be equal compare, and write it beside the second; True where they are equal."""
+    terminal = make_console()
+    metrics = compare_metrics(then.final, now.final)
+    weights = compare_weights(then, now)
+    table = Table(title="final metrics", title_justify="left")
+    for heading in ("metric", "then", "now", "difference"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for name, (a, b) in metrics.items():
+        equal = a == b
+        difference = "" if equal else "absent" if None in (a, b) else f"{b - a:.3g}"
+        table.add_row(escape(name), *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
+    rows = then.folder / "metrics.csv", now.folder / "metrics.csv"
+    curves = all(file.is_file() for file in rows) and rows[0].read_bytes() == rows[1].read_bytes()
+    same_metrics = all(a == b for a, b in metrics.values())
+    changed = differences(then.environment, now.environment)
+    equal = same_metrics and curves and not weights
+    terminal.print(table)
+    terminal.say("metrics.csv (each epoch): " + ("equal" if curves else "differs"))
+    terminal.say("weights of last.ckpt: " + (weights or "equal"))
+    unchanged = "nothing of code, versions, hardware, threads and data has changed"
+    for difference in list(map(printable, changed)) or [unchanged]:
+        terminal.say(f"since then: {difference}")
+    outcome = "equal to the last bit" if equal else "not equal to the last bit"
+    terminal.say(f"{printable(then.folder)}: {outcome}. The repetition is in {now.folder}")
+    pairs = {name: {"then": a, "now": b} for name, (a, b) in metrics.items()}
+    details = {"run": str(then.folder), "equal": equal, "metrics.csv equal": curves, "weights": weights or "equal"}
+    write_json(now.folder / "reproduction.json", {**details, "metrics": pairs, "changed": changed})
+    return equal
+
+
+def compare_metrics(then: dict[str, float], now: dict[str, float]) -> dict[str, tuple[float | None, float | None]]:
+    """Every metric of either run with both values; NaN counts as equal to NaN."""
+    both = {name: (then.get(name), now.get(name)) for name in dict.fromkeys([*then, *now])}
+    nan = {name for name, pair in both.items() if all(isinstance(v, float) and math.isnan(v) for v in pair)}
+    return {name: pair for name, pair in both.items() if name not in nan}
+
+
+def compare_weights(then: Run, now: Run) -> str:
+    """Empty where the last checkpoints' weights are equal, else how they differ, in words."""
+    import torch
+
+    def weights(run: Run) -> dict[str, Any]:
+        return load_checkpoint(run.checkpoint())["state_dict"]
+
+    try:
+        a, b = weights(then), weights(now)
+    except ViLabError as error:
+        return str(error)
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return "another architecture"
+    if all(torch.equal(a[name], b[name]) for name in a):
+        return ""
+    largest = max(a, key=lambda name: (a[name].double() - b[name].double()).abs().max().item())
+    return f"differ by up to {(a[largest].double() - b[largest].double()).abs().max().item():.3g} (in {largest})"

@@ -1,0 +1,64 @@
+"""`vi-lab train`: from overrides to finished run folders. Nothing heavy is imported before the config is checked."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vi_lab.commands.launch import Abort, launch_training
+from vi_lab.commands.resume import resume_run, resume_sweep, stored_config
+from vi_lab.config import only_asks, read_arguments
+from vi_lab.errors import one_line
+from vi_lab.runs.run import finished
+from vi_lab.training.execution import execute
+
+
+def main(argv: list[str]) -> int:
+    """Train what the overrides say, or go on with the run or the sweep that `resume=` names."""
+    arguments = read_arguments(argv)
+    folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null") or only_asks(arguments):
+        return launch_training(task, argv)
+    folder, others = Path(_unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
+    if (folder / "multirun.yaml").is_file():
+        own = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
+        return launch_training(task, [*own, *resume_sweep(folder, others)], resuming=True)
+    resume_run(folder, others)
+    return 0
+
+
+def _unquote(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def task(config: DictConfig) -> float:
+    """One job of Hydra's: what it is called and where it writes, then `execute`."""
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    sweep = job.mode == RunMode.MULTIRUN
+    parallel = sweep and "BasicLauncher" not in job.launcher._target_
+    resume, config.resume = config.resume is not None, None
+    label = f"{folder.name}: " if parallel else ""
+    try:
+        if resume and (done := finished(folder)) is not None:
+            print(f"{label}{folder} is completed")
+            return done
+        return execute(
+            stored_config(folder, config) if resume else config,
+            folder,
+            command=shlex.join(["vi-lab", "train", *(o for o in job.overrides.task if not o.startswith("resume="))]),
+            workers=job.launcher.get("n_jobs") or 1 if parallel else 1,
+            label=label,
+            resume=resume,
+            hint=Path(job.sweep.dir) if sweep else None,
+        )
+    except BaseException as error:
+        if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
+            print(f"vi-lab train: job {job.job.num} ({folder}) failed: {one_line(error)}", file=sys.stderr)
+            raise
+        raise Abort(error) from None

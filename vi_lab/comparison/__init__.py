@@ -1,0 +1,1 @@
+"""Finished runs against each other: groups over seeds, paired differences, tables, curves and the page."""

@@ -1,0 +1,249 @@
+"""What is compared: a record per finished run, a group per setting, a section per kind of loss.
+
+A run folder may be somebody else's: it is read as data (`vi_lab.runs.trust`), and what is shown of it is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas
+
+from vi_lab.comparison.stats import Difference, mean_and_error, paired_difference
+from vi_lab.errors import ViLabError, one_line, printable
+from vi_lab.runs.run import Run
+from vi_lab.runs.trust import read_json
+from vi_lab.schema import INCIDENTAL, has
+
+METRIC = re.compile(r"(train|val|test)/\w+", re.ASCII)
+NEEDED = (
+    *("name", "seed", "data.seed", "data.source", "data.binarization", "data.batch_size", "accelerator.devices"),
+    *("latent._target_", "likelihood._target_"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run, read and checked."""
+
+    run: Run
+    numbers: dict[str, float]
+    """The final metrics, with `step`: all finite."""
+    evaluation: dict[str, Any]
+    """evaluation.json, where it is of the last weights and all asked-for test images; otherwise empty."""
+
+    @property
+    def seed(self) -> int | str:
+        """What pairs runs. The split and the order of the data follow the seed unless data.seed says otherwise."""
+        seed, data = self.run.settings["seed"], self.run.settings["data.seed"]
+        return seed if seed == data else f"{seed}/{data}"
+
+    def environment(self, *path: str) -> Any:
+        """A value of environment.json; "unknown" where it is not there."""
+        node: Any = self.run.environment
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        return "unknown" if node is None else node
+
+    @property
+    def decoder_evaluations(self) -> float:
+        """Decoder evaluations per image and training step; NaN where the run has not recorded them."""
+        value = self.environment("decoder_evaluations")
+        return float(value) if _is_number(value) and value > 0 else math.nan
+
+    def likelihood(self, key: str) -> Any:
+        """How the NLL was estimated: `samples` (K) per image, or `images`."""
+        return self.evaluation.get(key, self.run.settings.get(f"evaluation.{key}"))
+
+    @property
+    def images_per_step(self) -> int:
+        """Training images per optimiser step."""
+        settings = self.run.settings
+        accumulated = settings.get("trainer.accumulate_grad_batches", 1)
+        parts = (settings["data.batch_size"], settings["accelerator.devices"], accumulated)
+        return math.prod(part for part in parts if isinstance(part, int))
+
+    @cached_property
+    def history(self) -> pandas.DataFrame:
+        """Per epoch: losses, `seconds` and `evaluations` (of the decoder per training image, summed) since the start.
+
+        Raises:
+            ViLabError: metrics.csv cannot be read.
+        """
+        table = self.run.metrics.apply(pandas.to_numeric, errors="coerce")
+        if not {"epoch", "step"} <= set(table):
+            raise ViLabError(f"{self.run.folder / 'metrics.csv'}: it has no columns epoch and step")
+        table = table.dropna(subset=["epoch", "step"]).drop_duplicates("epoch", keep="last").set_index("epoch")
+        table["evaluations"] = table["step"] * self.images_per_step * self.decoder_evaluations
+        try:
+            timing = self.run.timing.apply(pandas.to_numeric, errors="coerce").drop_duplicates("epoch", keep="last")
+            table["seconds"] = timing.set_index("epoch")["seconds"].cumsum()
+        except (ViLabError, KeyError):
+            table["seconds"] = math.nan
+        return table
+
+
+@dataclass
+class Group:
+    """Runs that differ in the seed only."""
+
+    records: list[Record]
+    name: str = ""
+    rivals: list[Group] = field(default_factory=list)
+    """Other settings of this estimator, over which it was selected."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.records[0].run.settings
+
+    @property
+    def estimator(self) -> str:
+        return printable(self.settings["name"])
+
+    @property
+    def seeds(self) -> list[int | str]:
+        return [record.seed for record in self.records]
+
+    @property
+    def latent(self) -> str:
+        kind = str(self.settings["latent._target_"]).rpartition(".")[2]
+        sizes = [str(self.settings[f"latent.{k}"]) for k in ("variables", "classes", "dim") if f"latent.{k}" in self]
+        return printable(f"{kind} {'x'.join(sizes)}")
+
+    def __contains__(self, setting: str) -> bool:
+        return setting in self.settings
+
+    def metric(self, name: str) -> pandas.Series:
+        """A final metric, indexed by seed; seeds that lack it are left out."""
+        values = {r.seed: r.numbers[name] for r in self.records if name in r.numbers}
+        return pandas.Series(values, dtype=float)
+
+    def mean(self, name: str) -> float:
+        return mean_and_error(self.metric(name))[0]
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Median over runs of the median wall time of an epoch; NaN where it is not known."""
+        known = [s for record in self.records if math.isfinite(s := record.run.epoch_seconds)]
+        return statistics.median(known) if known else math.nan
+
+    @property
+    def decoder_evaluations(self) -> float:
+        return self.records[0].decoder_evaluations
+
+
+@dataclass
+class Section:
+    """Groups whose losses are the same quantity, best first."""
+
+    title: str
+    groups: list[Group]
+    reference: Group
+    selection: str
+    """The metric that orders and selects: val/loss, or test/loss where nothing was held out."""
+
+    def difference(self, group: Group, metric: str) -> Difference | None:
+        """Against the reference; None for the reference itself and where the metric is not there."""
+        pair = group.metric(metric), self.reference.metric(metric)
+        return None if group is self.reference or any(m.empty for m in pair) else paired_difference(*pair)
+
+
+@dataclass
+class Comparison:
+    """All that the table, the files and the figures show."""
+
+    sections: list[Section]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(run folder, why)"""
+    notes: list[str] = field(default_factory=list)
+    """What to know before reading the numbers, in plain sentences."""
+    selected: bool = False
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for section in self.sections for group in section.groups]
+
+    def has(self, metric: str) -> bool:
+        return any(metric in record.numbers for group in self.groups for record in group.records)
+
+
+# --- reading and naming ----------------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, and small enough for its square."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100
+
+
+def read_record(run: Run) -> Record:
+    """A finished run.
+
+    Raises:
+        ViLabError: it has not finished, or cannot be read; the message is the reason, without the folder.
+    """
+    if run.state != "completed":
+        reason = str(run.status.get("reason") or "")
+        state = {"running": "still running", "unknown": "no status.json"}.get(run.state, run.state)
+        raise ViLabError(reason if reason.startswith(state) else f"{state}{reason and ': '}{reason}")
+    try:
+        missing = [key for key in NEEDED if key not in run.settings]
+    except ViLabError as error:
+        raise ViLabError(one_line(error).removeprefix(f"{run.folder}/").removeprefix(f"{run.folder}: ")) from error
+    if missing:
+        raise ViLabError(f"config_resolved.yaml lacks {missing[0]}")
+    evaluation = read_json(run.folder, "evaluation.json")
+    whole = not evaluation.get("interrupted") and isinstance(evaluation.get("metrics"), dict)
+    if not whole or evaluation.get("split") != "test" or evaluation.get("weights", "last") != "last":
+        evaluation = {}
+    # `vi-lab evaluate` may have more samples of the likelihood; the losses stay those of the end of training
+    losses = {name: run.final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
+    later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
+    stored = {**run.final, **later, **losses}
+    numbers = {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
+    if "test/loss" not in numbers:
+        raise ViLabError("metrics.json has no finite test/loss")
+    return Record(run, numbers, evaluation)
+
+
+def labels(settings: list[dict[str, Any]]) -> list[str]:
+    """A name for each group: the estimator, and the first few settings that tell groups of that estimator apart."""
+    names: list[str] = []
+    for config in settings:
+        rivals = [other for other in settings if other["name"] == config["name"]]
+        keys = [k for k in _distinguishing(rivals) if k in config]
+        parts = [config["name"], *(f"{k.removesuffix('._target_')}={show_value(config[k], k)}" for k in keys)]
+        name = printable(" ".join(map(str, parts)))
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    return names
+
+
+def _distinguishing(rivals: list[dict[str, Any]]) -> list[str]:
+    """Settings, in the order of the config, of which each splits the rivals further than those before it.
+
+    What follows from another setting (schedule.start from temperature) is so left out.
+    """
+    kept: list[str] = []
+    classes = [()] * len(rivals)
+    for key in dict.fromkeys(k for config in rivals for k in config if not has(k, INCIDENTAL)):
+        split = [(*c, str(config.get(key))) for c, config in zip(classes, rivals, strict=True)]
+        if len(set(split)) > len(set(classes)):
+            kept.append(key)
+            classes = split
+    return kept
+
+
+def differing(groups: list[Group]) -> dict[str, list[str]]:
+    """Every setting in which groups differ, with its value in each."""
+    keys = dict.fromkeys(k for group in groups for k in group.settings if not has(k, INCIDENTAL))
+    table = {k: [show_value(g.settings[k], k) if k in g else "" for g in groups] for k in keys}
+    return {printable(k): [printable(v) for v in values] for k, values in table.items() if len(set(values)) > 1}
+
+
+def show_value(value: Any, key: str) -> str:
+    """A setting as it stands in tables: of a `_target_` the class."""
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else "null" if value is None else str(value)

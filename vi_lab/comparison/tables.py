@@ -1,0 +1,179 @@
+"""What the tables of a comparison show: columns, cells, explanations; rows in full precision for CSV."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas
+
+from vi_lab.comparison.groups import Comparison, Group, Section, differing
+from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error
+from vi_lab.errors import printable
+
+DIGITS = {"test/bits_per_dimension": 4, "test/active_units": 1}
+METRICS = {
+    "train/loss": "train",
+    "train/loss_unrelaxed": "unrelaxed",
+    "train/relaxation_gap": "gap",
+    "val/loss": "val",
+    "test/loss": "test",
+    "test/nll": "NLL",
+    "test/bits_per_dimension": "bits/dim",
+    "test/active_units": "active units",
+}
+COMPARED = ("test/loss", "test/nll")
+"""Metrics that are held against the reference."""
+
+
+class Column(NamedTuple):
+    heading: str
+    cell: Callable[[Section, Group], str]
+    numeric: bool = True
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """What the tables show: only what some run has."""
+    result = [
+        Column("group", lambda _, g: g.name, False),
+        Column("latent", lambda _, g: g.latent, False),
+        Column("seeds", lambda _, g: str(len(g.seeds))),
+    ]
+    if comparison.selected:
+        result.append(Column("tried", lambda _, g: str(1 + len(g.rivals))))
+    for metric, heading in METRICS.items():
+        if not comparison.has(metric):
+            continue
+        digits = DIGITS.get(metric, 2)
+        result.append(Column(heading, lambda _, g, m=metric, d=digits: _mean(*mean_and_error(g.metric(m)), d)))
+        if metric in COMPARED and any(len(section.groups) > 1 for section in comparison.sections):
+            result.append(Column(f"{heading} - reference", lambda s, g, m=metric: _difference(s, g, m)))
+    if any(math.isfinite(group.decoder_evaluations) for group in comparison.groups):
+        result.append(Column("evaluations", lambda _, g: _number(g.decoder_evaluations, "g")))
+    if any(math.isfinite(group.epoch_seconds) for group in comparison.groups):
+        result.append(Column("s/epoch", lambda _, g: _number(g.epoch_seconds, ".1f")))
+    return result
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else ""
+
+
+def _mean(mean: float, error: float, digits: int) -> str:
+    if not math.isfinite(mean):
+        return ""
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
+
+
+def _difference(section: Section, group: Group, metric: str) -> str:
+    difference = section.difference(group, metric)
+    if difference is None:
+        return "reference" if group is section.reference else ""
+    if not difference.seeds:
+        return "no common seed"
+    text = f"{difference.mean:+.2f}"
+    if difference.seeds == 1:
+        return f"{text} (n=1)"
+    text += f" [{difference.low:.2f}, {difference.high:.2f}]"
+    unequal = len({tuple(g.seeds) for g in section.groups}) > 1
+    return f"{text} (n={difference.seeds})" if unequal else text
+
+
+def explanation(comparison: Comparison) -> list[str]:
+    """What the numbers are, in a few sentences."""
+    level = f"{CONFIDENCE:.0%}".replace("%", " %")
+    selection = " and ".join(sorted({s.selection for s in comparison.sections}, reverse=True))
+    sentences = ["Nats per image, lower is better; mean ± standard error over seeds."]
+    if comparison.selected:
+        sentences.append(
+            f"Of each estimator the best of all settings tried, by mean {selection}; reported on test images."
+        )
+    else:
+        sentences.append(f"Ordered by mean {selection}; the first of a table is its reference unless named otherwise.")
+    if any(len(section.groups) > 1 for section in comparison.sections):
+        sentences.append(
+            f"Differences are paired by seed, with Student's {level} interval for each on its own: among many, some "
+            "leave zero out by chance."
+        )
+    if comparison.has("test/nll"):
+        samples = {str(record.likelihood("samples")) for group in comparison.groups for record in group.records}
+        sentences.append(
+            f"NLL: importance sampling with K = {printable(' or '.join(sorted(samples)))} samples per image, an upper "
+            "bound in expectation, which falls with K."
+        )
+    if any(math.isfinite(group.decoder_evaluations) for group in comparison.groups):
+        sentences.append(
+            "Evaluations: how often the estimator calls the decoder, per image and training step; backward passes and "
+            "the logged unrelaxed loss are not counted."
+        )
+    return sentences
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+FORMULA = ("=", "+", "-", "@")
+
+
+def csv_text(value: str) -> str:
+    """Text that a spreadsheet takes as text: what begins like a formula gets an apostrophe before it (OWASP, CSV
+    injection)."""
+    return f"'{value}" if unicodedata.normalize("NFKC", value.lstrip())[:1] in FORMULA else value
+
+
+def group_rows(comparison: Comparison) -> pandas.DataFrame:
+    """One row per group: means, standard errors, paired differences with intervals, settings, in full precision."""
+    metrics = _metrics(comparison)
+    settings = differing(comparison.groups)
+    rows = []
+    for section in comparison.sections:
+        for group in section.groups:
+            row: dict[str, Any] = {
+                "group": csv_text(group.name),
+                "estimator": csv_text(group.estimator),
+                "latent": csv_text(group.latent),
+                "section": csv_text(section.title),
+                "reference": csv_text(section.reference.name),
+                "selected_by": section.selection,
+                "settings_tried": 1 + len(group.rivals),
+                "seeds": len(group.seeds),
+                "seed_list": csv_text(printable(" ".join(map(str, group.seeds)))),
+                "decoder_evaluations": group.decoder_evaluations,
+                "epoch_seconds": group.epoch_seconds,
+            }
+            for metric in metrics:
+                row[metric], row[f"{metric} standard error"] = mean_and_error(group.metric(metric))
+            for metric in ("val/loss", *COMPARED):
+                if metric in metrics:
+                    difference = section.difference(group, metric) or Difference(math.nan, math.nan, math.nan, 0)
+                    columns = ("difference", "difference low", "difference high", "difference seeds")
+                    row |= {f"{metric} {c}": v for c, v in zip(columns, difference, strict=True)}
+            index = comparison.groups.index(group)
+            row |= {csv_text(f"setting {key}"): csv_text(values[index]) for key, values in settings.items()}
+            rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def run_rows(comparison: Comparison) -> pandas.DataFrame:
+    """One row per run: seed, folder and every final metric."""
+    rows = [
+        {
+            "group": csv_text(group.name),
+            "seed": csv_text(printable(record.seed)),
+            "folder": csv_text(printable(record.run.folder)),
+            "step": record.numbers.get("step"),
+            "epoch_seconds": record.run.epoch_seconds,
+            "decoder_evaluations": record.decoder_evaluations,
+            **{metric: record.numbers.get(metric) for metric in _metrics(comparison)},
+        }
+        for group in comparison.groups
+        for record in group.records
+    ]
+    return pandas.DataFrame(rows)
+
+
+def _metrics(comparison: Comparison) -> list[str]:
+    found = {m for group in comparison.groups for r in group.records for m in r.numbers if m != "step"}
+    return [*(m for m in METRICS if m in found), *sorted(found - set(METRICS))]

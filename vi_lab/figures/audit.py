@@ -1,0 +1,115 @@
+"""The figures of `vi-lab audit`: bias, variance and cost of estimators, and the simplex of relaxed samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from vi_lab.distributions import one_hot_categorical, relaxed_sample
+from vi_lab.figures.style import COLORS, chart, look, render, side_legend, write_png
+
+
+def write_figures(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Path]:
+    """The figures of `vi-lab audit`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # the noiseless exact sum would stretch the axes over ten decades
+    logits = [row for row in rows if row["group"] == "logits" and row["target"] == "ELBO" and row["variance"] > 0]
+    figures = {"simplex": simplex()}
+    if logits:
+        figures |= {"bias_variance": bias_variance(logits), "error_cost": error_cost(logits)}
+    if sweep:
+        figures["temperature"] = temperature_sweep(sweep)
+    return [write_png(folder / f"{name}.png", render(figure)) for name, figure in figures.items()]
+
+
+def _point(index: int, row: dict) -> dict[str, Any]:
+    """How an estimator's point looks: filled where it is unbiased by design."""
+    filled = {} if row["unbiased"] else {"markerfacecolor": "white"}
+    return {**look(index, row["estimator"]), "linestyle": "none", "markersize": 7, "label": row["estimator"], **filled}
+
+
+def bias_variance(rows: list[dict]) -> Figure:
+    """Relative bias with its interval against variance. Biases within their noise sit at the left edge."""
+    figure, axes = chart(width=8, height=5)
+    floor = 1e-3
+    for index, row in enumerate(rows):
+        bias, low, high = (max(row[f"relative_bias{end}"], floor) for end in ("", "_low", "_high"))
+        axes.errorbar(
+            bias,
+            max(row["variance"], 1e-12),
+            xerr=[[bias - low], [high - bias]],
+            elinewidth=1,
+            **_point(index, row),
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left=floor * 0.8)
+    axes.set_xlabel(f"relative bias, with 95 % interval (below {floor:g}: drawn at {floor:g})")
+    axes.set_ylabel("variance of the gradient (trace)")
+    axes.set_title("bias against variance, at q's logits; filled: unbiased by design", fontsize=10)
+    return side_legend(figure, axes)
+
+
+def error_cost(rows: list[dict]) -> Figure:
+    """Mean squared error of one draw against what it costs."""
+    figure, axes = chart(width=8, height=5)
+    for index, row in enumerate(rows):
+        axes.plot(
+            row["decoder_evaluations"],
+            max(row["mean_squared_error"], 1e-12),
+            **_point(index, row),
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("decoder evaluations per image and step")
+    axes.set_ylabel("mean squared error of the gradient")
+    axes.set_title("error against cost, at q's logits; filled: unbiased by design", fontsize=10)
+    return side_legend(figure, axes)
+
+
+def temperature_sweep(sweep: list[dict]) -> Figure:
+    """Relative bias and variance over the temperature."""
+    figure, (left, right) = chart(1, 2, width=11, height=4.5)
+    for index, name in enumerate(dict.fromkeys(row["estimator"] for row in sweep)):
+        rows = sorted((row for row in sweep if row["estimator"] == name), key=lambda row: row["temperature"])
+        temperatures = [row["temperature"] for row in rows]
+        left.plot(temperatures, [max(row["relative_bias"], 0.01) for row in rows], label=name, **look(index, name))
+        right.plot(temperatures, [max(row["variance"], 1e-12) for row in rows], label=name, **look(index, name))
+    for axes, label in ((left, "relative bias"), (right, "variance of the gradient (trace)")):
+        axes.set_xscale("log")
+        axes.set_xticks(
+            sorted({row["temperature"] for row in sweep}), [f"{t:g}" for t in sorted({r["temperature"] for r in sweep})]
+        )
+        axes.minorticks_off()
+        axes.set_xlabel("temperature")
+        axes.set_ylabel(label)
+    left.set_ylabel("relative bias (below 0.01: drawn at 0.01)")
+    left.set_yscale("log")
+    right.set_yscale("log")
+    left.grid(alpha=0.3)
+    return side_legend(figure, right)
+
+
+def simplex(temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) -> Figure:
+    """Gumbel-softmax samples of three classes on the simplex, from nearly one-hot to nearly uniform."""
+    logits = torch.tensor([[[0.5, 0.3, 0.2]]]).log()
+    figure, panels = chart(1, len(temperatures), width=3 * len(temperatures), height=3.1)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
+    for axes, temperature in zip(panels, temperatures, strict=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            q = torch.distributions.Independent(one_hot_categorical(logits), 1)
+            points = relaxed_sample(q, temperature, 1500)[:, 0, 0] @ corners
+        axes.fill(*corners.T.numpy(), facecolor="none", edgecolor=COLORS["grey"], linewidth=1)
+        axes.scatter(*points.T.numpy(), s=3, color=COLORS["blue"], alpha=0.35, linewidths=0)
+        for corner, name, below in zip(corners, ("p = 0.5", "p = 0.3", "p = 0.2"), (1, 1, 0), strict=True):
+            offset = (0, -12 if below else 5)
+            axes.annotate(name, corner.tolist(), offset, textcoords="offset points", ha="center", fontsize=8)
+        axes.set_title(f"temperature {temperature:g}", fontsize=10)
+        axes.set_aspect("equal")
+        axes.margins(0.12)
+        axes.set_axis_off()
+    return figure

@@ -1,0 +1,196 @@
+"""Charts of a run: numbers in, a matplotlib figure out. What is drawn of a model is computed in `figures.model`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from vi_lab.distributions import perplexity
+from vi_lab.figures.style import CLASS_MARKERS, COLORS, TEN, chart
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def history(rows: list[dict], final: dict[str, float] | None = None) -> Figure:
+    """Losses at samples of the true posterior over epochs: train, validation and, where measured, test.
+
+    Args:
+        rows: one per epoch, as in `metrics.csv`.
+        final: the metrics at the end; its test loss is marked.
+    """
+    figure, axes = chart()
+    for name, label, color, style in (
+        ("train/loss_unrelaxed", "train", "blue", "-"),
+        ("val/loss", "validation", "orange", "--"),
+        ("test/loss", "test", "green", ":"),
+    ):
+        _curve(axes, rows, name, style, color=COLORS[color], label=label)
+    if rows and final and "test/loss" in final and not any("test/loss" in row for row in rows):
+        axes.plot(
+            rows[-1]["epoch"], final["test/loss"], "*", color=COLORS["green"], markersize=11, label="test, at the end"
+        )
+    return _over_epochs(figure, axes, "loss at samples of the true posterior")
+
+
+def relaxation(rows: list[dict]) -> Figure:
+    """What is optimised against the loss of the model itself, the gap between them shaded; the temperature beneath."""
+    temperature = any("temperature" in row for row in rows)
+    panels = {"height_ratios": [3, 1]} if temperature else {}
+    figure, axes = chart(1 + temperature, sharex=True, height=5.2 if temperature else 4.2, **panels)
+    top = axes[0] if temperature else axes
+    epochs = [row["epoch"] for row in rows]
+    relaxed = [row["train/loss"] for row in rows]
+    unrelaxed = [row["train/loss_unrelaxed"] for row in rows]
+    if relaxed == unrelaxed:
+        _curve(top, rows, "train/loss", color=COLORS["blue"], label="train (at true samples: no gap)")
+    else:
+        _curve(top, rows, "train/loss_unrelaxed", color=COLORS["orange"], label="train, unrelaxed: at true samples")
+        top.fill_between(epochs, relaxed, unrelaxed, color=COLORS["blue"], alpha=0.12, label="relaxation gap")
+        _curve(top, rows, "train/loss", color=COLORS["blue"], label="train, relaxed: what is optimised")
+    if temperature:
+        _curve(axes[1], rows, "temperature", color=COLORS["grey"])
+        axes[1].set_ylim(0, 1.15 * max(row.get("temperature", 0) for row in rows))
+        axes[1].set_ylabel("temperature")
+        axes[1].set_xlabel("epoch")
+        axes[1].grid(alpha=0.3)
+    return _over_epochs(figure, top, "relaxed and unrelaxed training loss", xlabel="" if temperature else "epoch")
+
+
+def _curve(axes: Axes, rows: list[dict], name: str, style: str = "-", **options: Any) -> None:
+    """One metric over the epochs that have it."""
+    points = [(row["epoch"], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, marker="o" if len(rows) < 15 else None, markersize=4, **options)
+
+
+def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") -> Figure:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+# --- latent space ---------------------------------------------------------------------------------------------
+
+
+def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") -> Figure:
+    """Points of a plane by class, told apart by color, by marker and by the class's digit at its median.
+
+    Args:
+        points: (N, 2).
+        labels: (N,) classes from 0 to 9.
+        axis: what the axes are ("z" becomes z₁ and z₂); without it they have no scale.
+    """
+    figure, axes = chart(width=6.6, height=6)
+    classes = np.unique(labels)
+    for k in classes:
+        style = {"color": TEN[k % 10], "marker": CLASS_MARKERS[k % 10], "linewidths": 0}
+        axes.scatter(*points[labels == k].T, s=11, alpha=0.8, label=str(k), **style)
+    axes.set_aspect("equal", adjustable="datalim")
+    span = float(np.ptp(points, axis=0).max()) or 1.0
+    middles = spread_apart(np.stack([np.median(points[labels == k], axis=0) for k in classes]), 0.065 * span)
+    for k, middle in zip(classes, middles, strict=True):
+        box = {"boxstyle": "circle,pad=0.25", "facecolor": TEN[k % 10], "edgecolor": "white", "linewidth": 1.2}
+        ink = "white" if k in (0, 4, 8) else "black"  # whichever stands out against the class's color
+        axes.annotate(str(k), middle, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
+    axes.set_title(title, fontsize=10)
+    if axis:
+        axes.set_xlabel(f"{axis}₁")
+        axes.set_ylabel(f"{axis}₂")
+        axes.grid(alpha=0.3)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    legend = {"frameon": False, "fontsize": 9, "markerscale": 2, "handletextpad": 0.2}
+    axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), **legend)
+    return figure
+
+
+def spread_apart(points: np.ndarray, distance: float) -> np.ndarray:
+    """Points (N, 2) moved, as little as a few steps allow, until no two are nearer than `distance`."""
+    points = points.astype(float)
+    for _ in range(200):
+        difference = points[:, None] - points[None]
+        length = np.hypot(*difference.transpose(2, 0, 1))
+        i, j = np.nonzero(np.triu(length < distance * 0.999, 1))
+        if not len(i):
+            break
+        # coincident points part along directions of their own
+        angle = 2.4 * (i + j)
+        fallback = np.stack([np.cos(angle), np.sin(angle)], -1)
+        gap = length[i, j, None]
+        push = np.where(gap > 1e-9 * distance, difference[i, j] / np.maximum(gap, 1e-9 * distance), fallback)
+        np.add.at(points, i, 0.5 * (distance - gap) * push)
+        np.add.at(points, j, -0.5 * (distance - gap) * push)
+    return points
+
+
+def code_usage(states: Tensor) -> Figure:
+    """How often each code of each variable is used: a heat map, with each variable's perplexity beside it.
+
+    A perplexity of K means that all codes are used alike, or that the variable says nothing: so it stands beside that
+    of q(z|x) for single images. The ratio of the two is exp(information), what the variable says of the image.
+
+    Args:
+        states: (N, L, K) posterior probabilities for N images. With K = 2 only the second state is shown, twenty
+            variables to a row: the first is its complement.
+    """
+    states = states.detach().float().cpu()
+    images, variables, codes = states.shape
+    usage = states.mean(0)
+    overall, single = perplexity(usage), perplexity(states).log().mean(0).exp()
+    title = f"code usage over {images} test images (uniform: {1 / codes:.2g}); "
+    title += f"mean perplexity {overall.mean():.2f} of {codes}"
+    if codes == 2:
+        return _binary_usage(usage[:, 1], (overall / single).log(), title)
+    options = {"sharey": True, "width_ratios": [max(2.0, min(codes / 5, 4.0)), 1]}
+    figure, (axes, bars) = chart(1, 2, width=8, height=min(max(3.0, 1.5 + 0.18 * variables), 12), **options)
+    heat = axes.imshow(usage.numpy(), cmap="cividis", vmin=0, vmax=usage.max().item(), aspect="auto")
+    axes.set_xlabel("code")
+    axes.set_ylabel("variable")
+    axes.set_xticks(range(0, codes, -(-codes // 20)))
+    axes.set_yticks(range(0, variables, -(-variables // 40)))
+    axes.tick_params(labelsize=8)
+    figure.colorbar(heat, ax=axes, label="mean of q(code | x)")
+    bars.barh(range(variables), overall.numpy(), color=COLORS["blue"], height=0.8, label="over all images")
+    bars.barh(range(variables), single.numpy(), color=COLORS["yellow"], height=0.4, label="of one image's q(z|x)")
+    bars.set_xlim(0, codes)
+    bars.set_xlabel("perplexity")
+    bars.tick_params(labelsize=8)
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _binary_usage(ones: Tensor, information: Tensor, title: str) -> Figure:
+    """Two heat maps of binary variables, twenty to a row."""
+    columns = min(20, len(ones))
+    rows = -(-len(ones) // columns)
+    figure, panels = chart(2, width=7, height=max(4.0, 2.2 + 0.36 * rows), sharex=True)
+    off = max((ones - 0.5).abs().max().item(), 0.01)
+    for axes, values, limits, label in (
+        (panels[0], ones, (0.5 - off, 0.5 + off), "mean of q(z = 1 | x)"),
+        (panels[1], information, (0, max(information.max().item(), 0.01)), "information (nats)"),
+    ):
+        folded = torch.full((rows * columns,), torch.nan)
+        folded[: len(values)] = values
+        heat = axes.imshow(
+            folded.view(rows, columns).numpy(), cmap="cividis", vmin=limits[0], vmax=limits[1], aspect="auto"
+        )
+        shown = range(0, rows, -(-rows // 12))
+        axes.set_yticks(list(shown), [str(row * columns) for row in shown])
+        axes.set_ylabel("first of the row")
+        figure.colorbar(heat, ax=axes, label=label)
+    panels[1].set_xticks(range(columns))
+    panels[1].set_xlabel("variable (add the first of its row)")
+    figure.suptitle(title, fontsize=10)
+    return figure

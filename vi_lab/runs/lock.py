@@ -1,0 +1,45 @@
+"""One process per run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vi_lab.errors import UserError, ViLabError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder. The system frees it when this process ends, however it ends.
+
+    Raises:
+        UserError: another process has it.
+        ViLabError: its lock file is a link.
+    """
+    if (folder / LOCK).is_symlink():  # a lock file is emptied
+        raise ViLabError(f"{folder / LOCK}: a link; it is not followed")
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another process is at work in this run folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work in the folder. Makes no file."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with hold(folder):
+            return False
+    except (ViLabError, OSError):
+        return True

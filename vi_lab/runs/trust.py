@@ -1,0 +1,170 @@
+"""Reading what somebody else may have written: a run folder is data, and nothing in it is run.
+
+Safe YAML without aliases, weights-only checkpoints, `_target_`s from a short list, and no file that a link brings in
+from outside the folder. All that is distrusted of a stranger's folder stands here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vi_lab.errors import UserError, ViLabError, one_line
+from vi_lab.schema import CONFIG_DIR, check_pair, check_range, leaves
+
+TRUSTED = re.compile(
+    r"vi_lab\.(estimators\.\w+|latents|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
+    r"|torch\.optim\.[A-Z]\w*"
+)
+"""What the config of somebody else's run folder may name in `_target_`. Attributes of modules that our modules import,
+such as vi_lab.runs.environment.subprocess.run, do not match."""
+
+
+def _is_trusted(target: str) -> bool:
+    own = [package for package in os.environ.get("VI_LAB_TRUST", "").split(",") if package]
+    return bool(TRUSTED.fullmatch(target)) or any(target.startswith(f"{package}.") for package in own)
+
+
+def check_targets(values: Any, where: str) -> None:
+    """Refuse a config that would make us call anything but the parts of a model, or of the packages that the user
+    names in the environment variable VI_LAB_TRUST (comma-separated).
+
+    Raises:
+        UserError: it names another `_target_`.
+    """
+    for path, value in leaves(values):
+        if isinstance(value, list):
+            for index, inner in enumerate(value):
+                check_targets(inner, f"{where}: {path}[{index}]")
+        if path.rpartition(".")[2] == "_target_" and not _is_trusted(str(value)):
+            raise UserError(
+                f"{where}: {path}={value}: not a part of vi_lab, so it is not run; where it is your own, set "
+                f"VI_LAB_TRUST={str(value).partition('.')[0]}"
+            )
+
+
+@cache
+def _shipped_train() -> tuple[dict, set[str]]:
+    """train.yaml without Hydra: the values that stand in it, and the names of the groups. Read once: a comparison
+    checks many runs."""
+    shipped = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text(encoding="utf-8"))
+    groups = {name for item in shipped["defaults"] if isinstance(item, dict) for name in item} - {"experiment"}
+    return {name: node for name, node in shipped.items() if name not in ("defaults", "hydra")}, groups
+
+
+def check_stored(values: Any, where: str, made_by: str) -> None:
+    """Refuse the config of a run folder unless this version of vi_lab would have written it. Needs no Hydra.
+
+    Args:
+        values: the file's content as plain Python.
+        where: the file, for the message.
+        made_by: the version of vi_lab that wrote it, for the message.
+
+    Raises:
+        UserError: not a training run's, of another version, or naming what is not run.
+    """
+    nodes, groups = _shipped_train()
+    if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in groups):
+        raise UserError(f"{where}: not the config of a training run")
+    check_targets(values, where)
+    wanted = {path for path, _ in leaves(nodes)}
+    found = dict(leaves(values))
+    missing = sorted(path for path in wanted if path not in found and path.split(".")[0] != "trainer")
+    unknown = sorted(set(values) - set(nodes) - groups)
+    if missing or unknown:
+        problem = f"it lacks {missing[0]}" if missing else f"{unknown[0]} is not known here"
+        raise UserError(
+            f"{where}: made by another version of vi_lab ({made_by}): {problem}; use that version, or retrain"
+        )
+    for path, value in found.items():
+        if "${" in str(value):
+            raise UserError(f"{where}: {path}={value}: wanted a plain value")
+        try:
+            check_range(path, value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if not isinstance(values["estimator"].get("latents"), list):
+        raise UserError(f"{where}: estimator.latents: wanted a list")
+    check_pair(values)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases: a few lines of them can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        return super().compose_node(parent, index)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder `name` of a run folder.
+
+    Raises:
+        ViLabError: a link leads out of the folder.
+    """
+    path = folder / name
+    if ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise ViLabError(f"{path}: a link that leads out of the run folder; it is not followed")
+    return path
+
+
+def refuse_links(folder: Path) -> None:
+    """Before anything is written into a run folder that may be somebody else's.
+
+    Raises:
+        ViLabError: a link leads out of it.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            inside(folder, str(path.relative_to(folder)))
+
+
+def read_yaml(folder: Path, name: str) -> Any:
+    """A YAML file of a run folder as plain Python.
+
+    Raises:
+        ViLabError: it cannot be read.
+    """
+    try:
+        return yaml.load(inside(folder, name).read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ViLabError(f"{folder / name}: cannot be read ({one_line(error)[:200]})") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a run folder; empty where the file is absent or damaged."""
+    try:
+        data = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, ViLabError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU: tensors and plain values only, whatever it holds.
+
+    Raises:
+        ViLabError: it is absent, damaged, or holds anything else.
+    """
+    import torch
+
+    try:
+        if damaged := zipfile.ZipFile(file).testzip():  # torch does not compare the checksums that it writes
+            raise ValueError(f"{damaged} does not match its checksum")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ViLabError(f"{file}: there is no such checkpoint") from None
+    except Exception as error:  # torch raises many kinds, with advice that does not fit here
+        reason = one_line(error).partition(". ")[0][:200]
+        raise ViLabError(f"{file}: damaged, or not a checkpoint ({type(error).__name__}: {reason})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ViLabError(f"{file}: not a checkpoint of vi_lab")
+    return checkpoint

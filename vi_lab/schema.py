@@ -1,0 +1,344 @@
+"""What each key of a config may be and may do, once: one row of `KEYS` each. Needs neither Hydra nor torch.
+
+The yaml files are the schema of which keys there are and of their types: an override may not add keys that they lack
+nor change a value's type. A row adds the range, and as marks what else is known of the key: whether a resumed or
+repeated run may change it, whether runs that differ in it are still the same experiment. Every mistake is a
+`UserError` of one line that names what is accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from enum import Flag, auto
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vi_lab.errors import UserError
+
+_HERE = Path(__file__).resolve().parent
+CONFIG_DIR = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if (p / "train.yaml").is_file())
+"""The shipped groups: beside the package in a checkout, inside it in a wheel."""
+
+
+# --- what a value must satisfy ---------------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, "one of " + ", ".join(names))
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.holds(v), f"{rule.wanted}, or null")
+
+
+def _text(wanted: str) -> Rule:
+    return Rule(lambda v: v is None or isinstance(v, str), wanted)
+
+
+POSITIVE = Rule(lambda v: _number(v) and 0 < v < float("inf"), "a number above 0")
+NOT_NEGATIVE = Rule(lambda v: _number(v) and 0 <= v < float("inf"), "a number of at least 0")
+FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
+COUNT = Rule(lambda v: _integer(v) and v >= 1, "a whole number of at least 1")
+COUNT_OR_ZERO = Rule(lambda v: _integer(v) and v >= 0, "a whole number of at least 0")
+SIZES = Rule(lambda v: isinstance(v, list) and all(COUNT.holds(i) for i in v), "a list of whole numbers above 0")
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+TEXT = Rule(lambda v: isinstance(v, str), "text")
+PART = Rule(
+    lambda v: (_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
+    "a fraction above 0 and at most 1.0, or a whole number of batches",
+)
+NAMES = Rule(
+    lambda v: isinstance(v, list) and v != [] and all(isinstance(i, str) for i in v),
+    "a list of names such as [gumbel_softmax,rloo]",
+)
+ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
+PRECISIONS = ("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+
+
+# --- the keys --------------------------------------------------------------------------------------------------------
+
+
+class Mark(Flag):
+    """What is known of a key besides its range."""
+
+    RESUME = auto()  # may change where a run is resumed
+    REPRODUCE = auto()  # may change where a run is repeated
+    SWEEP = auto()  # may change where a sweep is resumed
+    AUDIT = auto()  # may be given where a run is audited, which says all the rest
+    INCIDENTAL = auto()  # runs that differ in it are the same experiment, or repetitions of it
+    SHOWN = auto()  # distinguishes runs in TensorBoard's table of hyperparameters
+
+
+class Key(NamedTuple):
+    """A row: what the key's value must satisfy, and its marks."""
+
+    rule: Rule
+    marks: Mark = Mark(0)
+
+
+RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN = Mark
+_EVERYWHERE = RESUME | REPRODUCE | SWEEP | AUDIT | INCIDENTAL
+
+KEYS: dict[str, Key] = {
+    # of all commands, and of Hydra
+    "accelerator": Key(TEXT, RESUME | AUDIT),  # the group's choice
+    "hydra/launcher": Key(TEXT, SWEEP),
+    "hydra.launcher.n_jobs": Key(TEXT, SWEEP),
+    "hydra": Key(TEXT, AUDIT),
+    "debug": Key(FLAG, _EVERYWHERE),
+    "threads": Key(_optional(COUNT), _EVERYWHERE),
+    "run": Key(_text("a run folder"), AUDIT),
+    "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL),
+    "weights": Key(_one_of("last", "best")),
+    "split": Key(_one_of("test", "val")),
+    # what a run is called and repeats
+    "name": Key(
+        Rule(
+            lambda v: isinstance(v, str) and v.isprintable() and re.fullmatch(r"(?!\.+$)[^/\\]+", v) is not None,
+            "a name that can be a folder's: printable, without slashes",
+        ),
+        INCIDENTAL | AUDIT,
+    ),
+    "seed": Key(
+        Rule(lambda v: _integer(v) and 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
+        INCIDENTAL | AUDIT | SHOWN,
+    ),
+    # data
+    "data.source": Key(_one_of("mnist", "fashion_mnist", "kmnist", "digits"), SHOWN),
+    "data.root": Key(_text("a folder"), _EVERYWHERE),
+    "data.download": Key(FLAG, _EVERYWHERE),
+    "data.seed": Key(COUNT_OR_ZERO, INCIDENTAL),
+    "data.batch_size": Key(COUNT, SHOWN),
+    "data.eval_batch_size": Key(COUNT),
+    "data.validation": Key(COUNT_OR_ZERO),
+    "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none"), SHOWN),
+    "data.drop_last": Key(FLAG),
+    "data.test_every_epoch": Key(FLAG),
+    # the model
+    "latent.variables": Key(COUNT, SHOWN),
+    "latent.classes": Key(COUNT, SHOWN),
+    "latent.dim": Key(COUNT, SHOWN),
+    "network.*.hidden": Key(SIZES, SHOWN),
+    "network.*.channels": Key(SIZES, SHOWN),
+    "network.*.activation": Key(ACTIVATION, SHOWN),
+    "network.*.output_activation": Key(_optional(ACTIVATION), SHOWN),
+    "likelihood.scale": Key(POSITIVE, SHOWN),
+    "likelihood.learn_scale": Key(FLAG, SHOWN),
+    # the bound and its gradient
+    "objective.kl": Key(_one_of("analytic", "monte_carlo", "path"), SHOWN),
+    "objective.beta": Key(NOT_NEGATIVE, SHOWN),
+    "samples": Key(_optional(COUNT), SHOWN),
+    "estimator.samples": Key(COUNT),
+    "estimator.inner_samples": Key(COUNT),
+    "estimator.learn_temperature": Key(FLAG),
+    "estimator.backward_temperature": Key(_optional(POSITIVE)),
+    "estimator.*temperature": Key(POSITIVE),
+    "estimator.gap": Key(NOT_NEGATIVE),
+    "estimator.eta": Key(NOT_NEGATIVE),
+    "estimator.hidden": Key(COUNT),
+    "estimator.max_states": Key(COUNT),
+    "estimator.top_k": Key(COUNT),
+    "estimator.chunk": Key(COUNT),
+    "estimator.commitment": Key(NOT_NEGATIVE),
+    "estimator.baseline.decay": Key(FRACTION),
+    "estimator.baseline.hidden": Key(COUNT),
+    "estimator.baseline.normalise_variance": Key(FLAG),
+    "temperature": Key(POSITIVE, SHOWN),
+    "schedule.rate": Key(NOT_NEGATIVE, SHOWN),
+    "schedule.steps": Key(COUNT, SHOWN),
+    "schedule.interval": Key(COUNT, SHOWN),
+    "schedule.*": Key(POSITIVE, SHOWN),
+    # the optimizer
+    "optimizer.lr": Key(POSITIVE, SHOWN),
+    "optimizer.momentum": Key(FRACTION),
+    "optimizer.weight_decay": Key(NOT_NEGATIVE, SHOWN),
+    "optimizer.betas": Key(Rule(lambda v: isinstance(v, list), "a list")),
+    "optimizer.fused": Key(FLAG),
+    # Lightning
+    "accelerator.accelerator": Key(_one_of("cpu", "gpu", "cuda", "mps", "auto"), AUDIT),
+    "accelerator.devices": Key(COUNT, AUDIT),
+    "accelerator.strategy": Key(TEXT, AUDIT),
+    "trainer.max_epochs": Key(COUNT, RESUME | SHOWN),
+    "trainer.max_steps": Key(
+        Rule(lambda v: _integer(v) and (v >= 1 or v == -1), "a whole number above 0, or -1"),
+    ),
+    "trainer.precision": Key(
+        Rule(lambda v: str(v) in PRECISIONS, "one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"),
+    ),
+    "trainer.gradient_clip_val": Key(_optional(POSITIVE)),
+    "trainer.limit_*_batches": Key(PART),
+    "trainer.check_val_every_n_epoch": Key(COUNT),
+    "trainer.log_every_n_steps": Key(COUNT, RESUME),
+    "trainer.deterministic": Key(FLAG),
+    # what is measured, drawn and kept
+    "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL),
+    "figures_every_n_epochs": Key(_optional(COUNT), RESUME | INCIDENTAL),
+    "projector": Key(FLAG, RESUME | INCIDENTAL),
+    "evaluation.samples": Key(_optional(COUNT), RESUME | INCIDENTAL),
+    "evaluation.images": Key(_optional(COUNT), RESUME | INCIDENTAL),
+    "checkpoint.every_n_steps": Key(_optional(COUNT), RESUME | INCIDENTAL),
+    "audit": Key(TEXT, AUDIT),
+    "audit.estimators": Key(_optional(NAMES), AUDIT),
+    "audit.samples": Key(Rule(lambda v: _integer(v) and v >= 40, "a whole number of at least 40"), AUDIT),
+    "audit.every_n_steps": Key(_optional(COUNT), AUDIT),
+    "audit.batch": Key(COUNT, AUDIT),
+    "audit.warmup": Key(COUNT_OR_ZERO, AUDIT),
+    "audit.max_states": Key(COUNT, AUDIT),
+    "audit.reference_error": Key(POSITIVE, AUDIT),
+    "audit.reference_draws": Key(COUNT, AUDIT),
+    "audit.temperatures": Key(
+        Rule(lambda v: isinstance(v, list) and all(POSITIVE.holds(i) for i in v), "a list of numbers above 0"),
+        AUDIT,
+    ),
+}
+"""Dotted path, or a pattern for several -> its row; the first that matches counts."""
+
+OPEN = ("trainer", "optimizer", "hydra")
+"""Nodes to which `+NODE.KEY=VALUE` may add: they reach constructors of other libraries."""
+
+INNER = ("_target_", "_partial_", "latents", "model", "hydra")
+"""Keys that are not for users to set."""
+
+
+@cache
+def row(path: str) -> Key | None:
+    """The row of a key; None for `_target_` and its like, and for keys that users add to the `OPEN` nodes."""
+    if path.rpartition(".")[2].startswith("_"):
+        return None
+    return next((key for pattern, key in KEYS.items() if fnmatchcase(path, pattern)), None)
+
+
+@cache
+def marked(mark: Mark) -> tuple[str, ...]:
+    """The keys that carry a mark, in the order of `KEYS`."""
+    return tuple(pattern for pattern, key in KEYS.items() if mark in key.marks)
+
+
+def has(path: str, mark: Mark) -> bool:
+    """Whether a key carries a mark."""
+    key = row(path)
+    return key is not None and mark in key.marks
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in nested mappings."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def _same_type(value: Any, shipped: Any) -> bool:
+    if value is None or shipped is None:
+        return True  # null stands for any type; the rows say where null is not accepted
+    if isinstance(shipped, bool) or isinstance(value, bool):
+        return isinstance(shipped, bool) and isinstance(value, bool)
+    if isinstance(shipped, (int, float)):
+        return isinstance(value, (int, float))
+    return isinstance(value, type(shipped))
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """ "; did you mean NAME?", or nothing."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def check_range(path: str, value: Any) -> bool:
+    """Check a value against its row; False where there is none.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    key = row(path)
+    if key is not None and not key.rule.holds(value):
+        raise UserError(f"{path}={_show(value)}: wanted {key.rule.wanted}")
+    return key is not None
+
+
+def check(values: dict, shipped: dict) -> None:
+    """Check a resolved config against what the chosen groups ship and against `KEYS`.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a value out of range, or an estimator and a latent that don't fit.
+    """
+    known = dict(leaves(shipped))
+    for path, value in leaves(values):
+        node, _, key = path.rpartition(".")
+        if path not in known:
+            if path.split(".")[0] in OPEN:
+                continue
+            if any(p.startswith(f"{path}.") for p in known):
+                raise UserError(f"{path}={_show(value)}: wanted a mapping")
+            prefix = f"{node}." if node else ""
+            siblings = {p.removeprefix(prefix).split(".")[0] for p in known if p.startswith(prefix)}
+            siblings = sorted(siblings.difference(INNER))
+            where = f"{node} has no key {key}" if node else f"there is no key {key}"
+            raise UserError(f"{where}{nearest(key, siblings)} (keys: {', '.join(siblings) or 'none'})")
+        if check_range(path, value):
+            continue
+        if not _same_type(value, known[path]) or (value is None and known[path] is not None):
+            raise UserError(f"{path}={_show(value)}: wanted {_WORDS.get(type(known[path]), 'another type')}")
+    if "estimator" in values:
+        check_pair(values)
+
+
+def check_pair(values: dict) -> None:
+    """An estimator names the latents that it can estimate for."""
+    estimator, latent = values["estimator"], values["latent"]
+    kind = latent["_target_"].rpartition(".")[2].lower()
+    accepted = estimator["latents"]
+    if kind not in accepted:
+        raise UserError(
+            f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
+            + " or ".join(f"latent={name}" for name in accepted)
+        )
+    objective, schedule = (values.get(key, {}).get("_target_", "") for key in ("objective", "schedule"))
+    if objective.endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
+        raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
+    if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
+        raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
+    if "max_states" in estimator:
+        states = latent.get("classes", 2) ** latent["variables"]
+        if states > estimator["max_states"]:
+            raise UserError(
+                f"estimator {values['name']} sums over all states: this latent has {states:.3g}, more than "
+                f"estimator.max_states={estimator['max_states']}; use a smaller latent, such as latent=1x10 or 2x10"
+            )

@@ -1,0 +1,291 @@
+"""What happens around training: the temperature, the record (TensorBoard, CSV), the progress display."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.utils.parametrize import is_parametrized
+
+from vi_lab.audit import Bench
+from vi_lab.console import Terminal
+from vi_lab.errors import ViLabError
+from vi_lab.models import VAE
+from vi_lab.runs.files import write_csv
+from vi_lab.schedules import Schedule
+from vi_lab.training import loggers
+
+ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temperature's floor"
+
+
+def step_is_complete(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether the optimiser has stepped with this batch, where gradients of several batches are accumulated."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+class Temperature(Callback):
+    """Writes schedule(global step) into the estimator's temperature before each step. Stateless.
+
+    A temperature that the estimator learns is left alone, and read only when its value is asked for.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.written: float | None = None
+        self.learner: torch.nn.Module | None = None
+
+    @property
+    def value(self) -> float | None:
+        """What is reported; None where the estimator has no temperature."""
+        return self.written if self.learner is None else self.learner.temperature.item()
+
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._write(trainer, module)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
+        self._write(trainer, module)
+
+    def _write(self, trainer: lightning.Trainer, module: VAE) -> None:
+        if not hasattr(module.estimator, "temperature"):
+            return
+        if is_parametrized(module.estimator, "temperature"):
+            self.learner = module.estimator
+            return
+        value = self.schedule(trainer.global_step)
+        if value != self.written:
+            module.estimator.temperature.fill_(value)
+            self.written = value
+
+
+class Recorder(Callback):
+    """Publishes the model's running means.
+
+    TensorBoard: means since the last point every `trainer.log_every_n_steps` steps, evaluations per epoch.
+    `metrics.csv`: one row per epoch. `timing.csv`: the wall time of each epoch, apart, so that `metrics.csv` of two
+    equal runs is equal.
+
+    Raises:
+        ViLabError: a loss or a mean is not finite.
+    """
+
+    def __init__(self, folder: Path, temperature: Temperature, hyperparameters: dict) -> None:
+        self.folder = folder
+        self.temperature = temperature
+        self.hyperparameters = hyperparameters
+        self.rows: list[dict] = []
+        self.timing: list[dict] = []
+        self.final: dict[str, float] = {}
+        self.losses: list[tuple[int, torch.Tensor]] = []  # (step, loss), not yet looked at
+        self.epoch_started = time.perf_counter()
+        self.resumed_after: float | None = None  # seconds into the epoch at the checkpoint
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows, "timing": self.timing, "elapsed": time.perf_counter() - self.epoch_started}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows, self.timing = state["rows"], state["timing"]
+        self.resumed_after = state["elapsed"]
+        if self.rows:
+            self.final = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        if self.resumed_after is None:
+            loggers.log_start(trainer, self.hyperparameters)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        # within an epoch Lightning does not say `on_train_epoch_start` again
+        self.epoch_started = time.perf_counter() - (self.resumed_after or 0)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self.epoch_started = time.perf_counter()
+
+    def on_before_backward(self, trainer: lightning.Trainer, module: VAE, loss: torch.Tensor) -> None:
+        self.losses.append((trainer.global_step + 1, loss.detach()))
+        if loss.device.type == "cpu":  # reading costs nothing here; elsewhere it would wait for the device
+            self.check_losses(trainer, module)
+
+    def check_losses(self, trainer: lightning.Trainer, module: VAE) -> None:
+        """Look at the losses since the last look.
+
+        Raises:
+            ViLabError: one was not finite; names the first such step.
+        """
+        losses, self.losses = self.losses, []
+        if not losses or bool((finite := torch.stack([loss for _, loss in losses]).isfinite()).all()):
+            return
+        step, loss = losses[finite.tolist().index(False)]
+        # the terms at hand are those of the last step
+        terms = [f"{name} {module.latest[name]:g}" for name in ("reconstruction", "kl") if step == losses[-1][0]]
+        raise ViLabError(
+            f"the loss became {loss.item()} at step {step} (epoch {trainer.current_epoch + 1}"
+            f"{''.join(f', {term}' for term in terms)}); {ADVICE}; the last checkpoint is kept"
+        )
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 and step_is_complete(trainer, batch_idx):
+            self.check_losses(trainer, module)
+            means = self._checked(trainer, module.window_means.compute())
+            module.window_means.reset()
+            loggers.log(trainer, {**means, **self._temperature()})
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._publish_evaluation(trainer, module)
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._publish_evaluation(trainer, module)
+
+    def _publish_evaluation(self, trainer: lightning.Trainer, module: VAE) -> None:
+        means = {}
+        for accumulated in module.evaluation_means.values():
+            means |= accumulated.compute(self._sum_over_processes(trainer))
+        module.evaluation_means.clear()
+        self.evaluation = self._checked(trainer, means)
+        module.log_dict(means, logger=False, sync_dist=False, rank_zero_only=True)
+        loggers.log(trainer, means)
+        self.final |= means
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        means = self._checked(trainer, module.epoch_means.compute(self._sum_over_processes(trainer)))
+        module.epoch_means.reset()
+        epoch, step = trainer.current_epoch + 1, trainer.global_step
+        evaluation, self.evaluation = getattr(self, "evaluation", {}), {}
+        self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._temperature()})
+        seconds = time.perf_counter() - self.epoch_started
+        self.timing.append({"epoch": epoch, "step": step, "seconds": round(seconds, 4)})
+        self.epoch_started = time.perf_counter()
+        self.final = {**means, **evaluation, **self._temperature()}
+        if trainer.is_global_zero:
+            write_csv(self.folder / "metrics.csv", self.rows)
+            write_csv(self.folder / "timing.csv", self.timing)
+        loggers.log(trainer, {"time/epoch_seconds": seconds})
+
+    def _temperature(self) -> dict[str, float]:
+        return {} if self.temperature.value is None else {"temperature": self.temperature.value}
+
+    @staticmethod
+    def _sum_over_processes(trainer: lightning.Trainer) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return None if trainer.world_size == 1 else lambda sums: trainer.strategy.reduce(sums, reduce_op="sum")
+
+    @staticmethod
+    def _checked(trainer: lightning.Trainer, means: dict[str, float]) -> dict[str, float]:
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise ViLabError(
+                    f"{name} became {value} by step {trainer.global_step} (epoch {trainer.current_epoch + 1}); "
+                    f"{ADVICE}; the last checkpoint is kept"
+                )
+        return means
+
+
+class ProgressDisplay(Callback):
+    """A rich bar with the losses and the temperature on a terminal; one plain line per epoch elsewhere.
+
+    Values are read from the device at most four times a second, so a step costs no synchronisation.
+    """
+
+    def __init__(self, terminal: Terminal, recorder: Recorder, bar: bool, label: str = "") -> None:
+        """label: begins each line, where several runs write to one terminal."""
+        self.terminal, self.recorder, self.show_bar, self.label = terminal, recorder, bar, label
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self.enabled = trainer.is_global_zero
+        if self.enabled and self.show_bar:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+            )
+            self.progress = Progress(*columns, console=self.terminal, transient=True, refresh_per_second=4)
+            self.task = self.progress.add_task("", total=trainer.num_training_batches, values="")
+            self.progress.start()
+        self.next_update = 0.0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if self.progress is None or (now := time.perf_counter()) < self.next_update:
+            return
+        self.next_update = now + 0.25
+        self.progress.update(
+            self.task,
+            description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
+            completed=batch_idx + 1,
+            values=self._summary(module.epoch_means.compute()),
+        )
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        if self.enabled:
+            row, seconds = self.recorder.rows[-1], self.recorder.timing[-1]["seconds"]
+            line = f"{self.label}epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
+            self.terminal.say(line)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: lightning.Trainer, module: VAE, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _summary(self, values: dict[str, float]) -> str:
+        shown = {
+            "loss": values.get("train/loss"),
+            "unrelaxed": values.get("train/loss_unrelaxed"),
+            "val": values.get("val/loss"),
+            "test": values.get("test/loss"),
+            "temperature": self.recorder.temperature.value,
+        }
+        return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+
+
+def _epochs(trainer: lightning.Trainer) -> int | str:
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+
+
+class GradientAudit(Callback):
+    """Measures the estimator's gradient at the current weights every so many steps; see `vi_lab.audit`.
+
+    Leaves training as it is: the noise of a step does not depend on what was drawn before, and moving averages are
+    measured on a copy.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int,
+        samples: int,
+        batch: int,
+        max_states: int,
+        reference_error: float,
+        reference_draws: int,
+    ) -> None:
+        self.every, self.samples, self.batch = every_n_steps, samples, batch
+        self.limits = {"max_states": max_states, "error": reference_error, "most": reference_draws}
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: tuple, batch_idx: int
+    ) -> None:
+        due = trainer.global_step % self.every == 0 and step_is_complete(trainer, batch_idx)
+        if not due or not trainer.is_global_zero:
+            return
+        bench = Bench(module, batch[0][: self.batch], module.objective.beta)
+        estimator = copy.deepcopy(module.estimator).eval()
+        reference = bench.reference(estimator.samples if estimator.multi_sample else 0, **self.limits)
+        measured = bench.measure(estimator, module.objective, reference, self.samples, encoder=False)["logits"]
+        values = {f"audit/{name}": value for name, value in measured._asdict().items() if math.isfinite(value)}
+        loggers.log(trainer, {**values, "audit/reference_error": reference.error})

@@ -1,0 +1,56 @@
+"""A run as the only work in its folder, with `status.json` saying how it ended. Light: torch comes with the session."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vi_lab.errors import Interrupted, one_line
+from vi_lab.runs.files import Status
+from vi_lab.runs.lock import hold
+from vi_lab.training.process import main_process
+from vi_lab.training.signals import Stop
+
+
+def execute(config: DictConfig, folder: Path, hint: Path | None = None, **options: Any) -> float:
+    """Train one model into `folder`, which no other process may work in meanwhile; even Ctrl-C and SIGTERM leave a
+    status. Returns what `Session.train` does.
+
+    Args:
+        config: a composed and checked train config.
+        hint: the folder that the message on how to go on names, where it is not `folder`.
+        options: see `vi_lab.training.session.Session`.
+
+    Raises:
+        UserError: another process works in the folder.
+        Interrupted: a signal has stopped the run; its checkpoint is written.
+    """
+    if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _train(config, folder, **options)
+    with hold(folder):
+        status = Status(folder)
+        try:
+            with Stop() as stop:
+                status.write("running")
+                result = _train(config, folder, **options, stop=stop)
+                status.write("completed")
+                return result
+        except BaseException as error:
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            with contextlib.suppress(OSError):  # a full disk: the error at hand says so
+                status.write("interrupted" if stopped else "failed", one_line(error))
+            if isinstance(error, Interrupted):
+                error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
+            raise
+
+
+def _train(config: DictConfig, folder: Path, **options: Any) -> float:
+    from vi_lab.training.session import Session  # seconds of imports, now that the folder is ours
+
+    return Session(config, folder, **options).train()

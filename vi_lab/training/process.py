@@ -1,0 +1,63 @@
+"""This process: its threads, its floating point, its device, and whether it keeps the run folder."""
+
+from __future__ import annotations
+
+import os
+
+from omegaconf import DictConfig
+
+from vi_lab.errors import UserError
+
+
+def main_process() -> bool:
+    """Whether this process keeps the run folder, where several train together."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def check_accelerators(configs: list[dict], multirun: bool) -> None:
+    """Refuse what this machine does not have.
+
+    Args:
+        configs: of the jobs.
+
+    Raises:
+        UserError: a device is missing, or processes would train together in a sweep.
+    """
+    kinds = {config["accelerator"]["accelerator"] for config in configs}
+    if multirun and any("ddp" in str(config["accelerator"]["strategy"]) for config in configs):
+        raise UserError("accelerator=ddp does not work in a sweep (-m): start its runs one by one")
+    if kinds & {"gpu", "cuda", "mps"}:
+        import torch  # only now: the other mistakes are answered without it
+
+        if kinds & {"gpu", "cuda"} and not torch.cuda.is_available():
+            raise UserError("accelerator=gpu: no CUDA device is visible here; use accelerator=cpu or accelerator=auto")
+        if "mps" in kinds and not torch.backends.mps.is_available():
+            raise UserError("accelerator=mps: there is no Apple GPU here; use accelerator=cpu or accelerator=auto")
+
+
+def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = None) -> tuple[str, int]:
+    """Threads and floating point of this process; must come before any thread pool starts.
+
+    Args:
+        config: its `threads` and `accelerator` count.
+        workers: how many such jobs run at once on this machine (negative: one per core), to share out the cores.
+        threads: of the run that is repeated, where the config leaves them open: another number gives other bits.
+
+    Returns:
+        the kind of device, and the number of threads.
+    """
+    import torch
+
+    # Adam's first moments of dead units decay into denormal numbers, which cost half the speed after some 650 steps.
+    # Worker threads inherit the setting from the thread that starts them, so it comes first.
+    torch.set_flush_denormal(True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores if workers < 0 else workers
+    threads = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
+    torch.set_num_threads(threads)
+    kind = config.accelerator.accelerator
+    if kind in ("gpu", "cuda") or (kind == "auto" and torch.cuda.is_available()):
+        return "cuda", threads
+    if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available()):
+        return "mps", threads
+    return "cpu", threads

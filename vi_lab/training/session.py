@@ -1,0 +1,199 @@
+"""One training run, from a checked config to a finished run folder."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from vi_lab.adapters.lightning import ctrl_c_as_it_came
+from vi_lab.audit import decoder_evaluations
+from vi_lab.build import build
+from vi_lab.console import image_bar, make_console
+from vi_lab.errors import Interrupted, UserError, printable
+from vi_lab.runs.environment import differences, environment, threads_of
+from vi_lab.runs.evaluations import Settings, evaluate_into
+from vi_lab.runs.files import CONFIG_FILE, write_json, write_text
+from vi_lab.runs.run import check_weights
+from vi_lab.runs.trust import read_json
+from vi_lab.training import loggers
+from vi_lab.training.checkpoints import rewind
+from vi_lab.training.pictures import Pictures, project
+from vi_lab.training.process import main_process, prepare_process
+from vi_lab.training.signals import Stop
+from vi_lab.training.trainer import build_trainer
+
+LOGGED = ("nll", "nll_error", "bits_per_dimension", "active_units", "mutual_information", "marginal_kl", "loss_relaxed")
+"""What of the evaluation a run adds to its metrics, as test/NAME; the rest is in evaluation.json."""
+
+
+class Session:
+    """A run in its folder. `train` does all of it.
+
+    Args:
+        config: a composed and checked train config.
+        folder: the run folder.
+        command: recorded in the snapshot.
+        workers: how many such jobs run at once on this machine (negative: one per core), to share out the cores.
+        label: begins each line, where several runs write to one terminal; then there is no progress bar.
+        resume: go on from the folder's last checkpoint.
+        stop: lets a signal stop training after a step.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        folder: Path,
+        command: str = "",
+        workers: int = 1,
+        label: str = "",
+        resume: bool = False,
+        stop: Stop | None = None,
+    ) -> None:
+        self.config, self.folder, self.command, self.label = config, folder, command, label
+        self.resume, self.stop = resume, stop or Stop()
+        self.started = time.perf_counter()
+        self.terminal = make_console(quiet=not main_process())
+        self.snapshot = read_json(folder, "environment.json") if resume else {}
+        self.device, self.threads = prepare_process(config, workers, threads_of(self.snapshot))
+
+    def train(self) -> float:
+        """Train, test, evaluate and draw. Returns the validation loss, or the test loss where nothing is held out.
+
+        Raises:
+            UserError: a part of the config does not fit the others, or the data are not those that the run began with.
+            ViLabError: a loss that is not finite, no checkpoint to go on from, or a file that cannot be written.
+            Interrupted: a signal has stopped the run; its checkpoint is written.
+        """
+        self.datamodule, self.model = build(self.config)
+        self.record()
+        self.announce()
+        checkpoint = self.rewind()
+        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.terminal, self.label, self.stop)
+        self.fit(checkpoint)
+        self.trainer.test(self.model, self.datamodule, verbose=False)
+        final = self.recorder.final
+        if self.trainer.is_global_zero:
+            final |= self.evaluate()
+            self.finish(final)
+        return final.get("val/loss", final["test/loss"])
+
+    def say(self, text: str) -> None:
+        """A line on the terminal, with the run's label before it."""
+        self.terminal.say(f"{self.label}{text}")
+
+    # --- before training ----------------------------------------------------------------------------------------
+
+    def record(self) -> None:
+        """Write down what the run is made with. The first snapshot of a resumed run stays; what changed is added."""
+        self.datamodule.load()
+        data = {"source": self.config.data.source, "sha256": self.datamodule.checksum()}
+        now = environment(self.command, self.device, data)
+        if self.snapshot:
+            if self.snapshot.get("data") != data:
+                raise UserError(f"{self.folder}: the data are not those that the run began with; give data.root=FOLDER")
+            changed = differences(self.snapshot, now)
+            for difference in changed:
+                self.say(f"{printable(difference)}: the last digits may differ from an uninterrupted run")
+            before = self.snapshot.get("resumed")
+            now = {**self.snapshot, "resumed": [*(before if isinstance(before, list) else []), {"changed": changed}]}
+        else:
+            now["decoder_evaluations"] = decoder_evaluations(self.model, self.datamodule.shape)  # per image and step
+        if main_process():
+            write_text(self.folder / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
+            write_json(self.folder / "environment.json", now)
+
+    def announce(self) -> None:
+        """One line that says what is trained, on what and how."""
+        config, data = self.config, self.config.data
+        images = len(self.datamodule.load().train_images) - data.validation
+        optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
+        self.say(
+            f"{config.name} seed {config.seed}: {self.model.latent} on {data.source} "
+            f"({images} images, {data.binarization} binarisation), {optimizer}, {self.device}, {self.threads} threads"
+        )
+
+    def rewind(self) -> Path | None:
+        """The checkpoint to go on from, with the folder put back to it; None where the run begins."""
+        if not self.resume:
+            return None
+        checkpoint = rewind(self.folder, partial(check_weights, self.model), self.say, main_process())
+        self.say(f"goes on from {checkpoint}" if checkpoint else "no checkpoint yet: begins anew")
+        return checkpoint
+
+    # --- training and after -------------------------------------------------------------------------------------
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """Train until the end, or until a signal asks to stop."""
+        self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
+        try:
+            with ctrl_c_as_it_came():
+                self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint)
+        finally:
+            self.stop.patient = False
+        if self.stop.requested:
+            raise Interrupted(self.stop.requested, "after the last epoch")
+
+    def evaluate(self) -> dict[str, float]:
+        """The evaluation at the end, on the trainer's device, written into the folder and logged: test/NAME for the
+        names in `LOGGED`."""
+        settings = self.config.evaluation
+        if settings.samples is None:
+            return {}
+        device, home = self.trainer.strategy.root_device, self.model.device
+        try:
+            report = evaluate_into(
+                self.folder,
+                self.model.to(device),
+                self.datamodule,
+                Settings("test", settings.samples, settings.images),
+                partial(image_bar, self.terminal, f"{self.label}evaluation: test"),
+                {"weights": "last", "command": None, "device": device.type, "threads": torch.get_num_threads()},
+            )
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+        finally:
+            self.model.to(home)
+        if report["interrupted"]:
+            raise self._interrupted()
+        metrics = {f"test/{name}": report["metrics"][name] for name in LOGGED if name in report["metrics"]}
+        loggers.log(self.trainer, metrics)
+        return metrics
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(self.stop.requested or signal.SIGINT, "in the evaluation after training")
+
+    def finish(self, final: dict[str, float]) -> None:
+        """The final metrics, the last pictures, and a table on the terminal."""
+        trainer = self.trainer
+        rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
+        write_json(self.folder / "metrics.json", rows)
+        loggers.log_end(trainer, final)
+        for callback in trainer.callbacks:
+            if isinstance(callback, Pictures):
+                callback.finish(trainer, self.model)
+        if self.config.projector:
+            project(trainer, self.model)
+        for logger in trainer.loggers:
+            logger.finalize("success")
+        self.report(final)
+
+    def report(self, final: dict[str, float]) -> None:
+        """What came out, and where to look."""
+        table = Table(title="nats per image, lower is better", title_justify="left")
+        table.add_column("metric")
+        for split in (splits := [s for s in ("train", "val", "test") if any(k.startswith(f"{s}/") for k in final)]):
+            table.add_column(split, justify="right")
+        for name in dict.fromkeys(k.partition("/")[2] for k in final if "/" in k):
+            values = [final.get(f"{split}/{name}") for split in splits]
+            table.add_row(name, *("" if v is None else f"{v:.4g}" if abs(v) < 10 else f"{v:.2f}" for v in values))
+        self.terminal.print(table)
+        seconds = time.perf_counter() - self.started
+        self.terminal.say(f"{seconds:.0f} s in all. Run folder: {self.folder}")
+        self.terminal.say(f"Curves: vi-lab board {shlex.quote(str(self.folder))}")

@@ -1,0 +1,89 @@
+"""The Lightning trainer of a run, with the callbacks that make its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+
+from vi_lab.adapters.lightning import MisconfigurationException, silence
+from vi_lab.build import instantiate
+from vi_lab.config import plain
+from vi_lab.console import Terminal
+from vi_lab.errors import UserError, one_line
+from vi_lab.schema import SHOWN, has, leaves
+from vi_lab.training.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
+from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from vi_lab.training.pictures import Pictures
+from vi_lab.training.signals import Stop
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, terminal: Terminal, label: str = "", stop: Stop | None = None
+) -> tuple[lightning.Trainer, Recorder]:
+    """The trainer and, of its callbacks, the one that keeps the record.
+
+    Args:
+        label: begins each line, where several runs write to one terminal; then there is no progress bar.
+        stop: lets a signal stop training after a step.
+
+    Raises:
+        UserError: Lightning does not take an argument, or this machine lacks the device.
+    """
+    silence()
+    recorder = Recorder(folder, Temperature(instantiate(config.schedule)), hyperparameters(config))
+    callbacks = [
+        recorder.temperature,
+        recorder,
+        ProgressDisplay(terminal, recorder, terminal.is_terminal and not label, label),
+        *_watchers(config, folder, recorder),
+        _checkpoints(config, folder, recorder, stop or Stop()),
+    ]
+    try:
+        trainer = lightning.Trainer(
+            **plain(config.accelerator),
+            **plain(config.trainer),
+            default_root_dir=folder,
+            logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+    except MisconfigurationException as error:
+        raise UserError(f"accelerator or trainer: {one_line(error)}") from error
+    return trainer, recorder
+
+
+def _watchers(config: DictConfig, folder: Path, recorder: Recorder) -> list[Callback]:
+    """What looks at the model while it trains. After the recorder, whose rows then include the epoch that has ended."""
+    audit = plain(config.audit)
+    watchers: list[Callback] = [GradientAudit(**audit)] if audit["every_n_steps"] else []
+    if config.figures:
+        watchers.append(Pictures(folder / "figures", recorder, config.figures_every_n_epochs))
+    return watchers
+
+
+def _checkpoints(config: DictConfig, folder: Path, recorder: Recorder, stop: Stop) -> Checkpoints:
+    if config.checkpoint.every_n_steps and "ddp" in str(config.accelerator.strategy):
+        raise UserError("checkpoint.every_n_steps: processes that train together are saved at the ends of epochs only")
+    return Checkpoints(folder, recorder, stop, config.checkpoint.every_n_steps)
+
+
+def hyperparameters(config: DictConfig) -> dict[str, Any]:
+    """What distinguishes runs, under short names, for TensorBoard's hparams tab: few enough to read in one table."""
+    values = plain(config)
+    chosen = {"estimator": values["name"]}
+    for group in ("latent", "schedule", "likelihood"):
+        chosen[group] = values[group]["_target_"].rpartition(".")[2]
+    for path, value in leaves(values):
+        if has(path, SHOWN) and value is not None:
+            chosen[path] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return chosen
