@@ -231,8 +231,9 @@ class Bench:
         continuous = self.model.latent(self.features[:1]).has_rsample
         if not multi_sample and not continuous and number_of_states(self.model.latent(self.features[:1])) <= max_states:
             return Reference(self.exact(), 0.0, "exact, by enumeration")
+        estimator: GradientEstimator
         if multi_sample:
-            estimator = (ImportanceWeighted if continuous else VIMCO)(multi_sample)
+            estimator = ImportanceWeighted(multi_sample) if continuous else VIMCO(multi_sample)
             objective = ELBO("monte_carlo", self.beta)
         else:
             estimator, objective = (Pathwise(16) if continuous else LocalExpectation()), ELBO(beta=self.beta)

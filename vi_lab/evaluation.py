@@ -118,7 +118,7 @@ def evaluate(
         raise ValueError(f"samples and images must be at least 1, got {samples} and {images}")
     blocks: list[_Block] = []
     relaxed: list[Tensor] = []  # by batch, while blocks are smaller
-    done, interrupted, binary, certain, shape = 0, False, True, False, ()
+    done, interrupted, binary, certain, shape = 0, False, True, False, torch.Size()
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     relaxes = getattr(getattr(model, "estimator", None), "relaxed", False)
@@ -139,13 +139,12 @@ def evaluate(
                     pool.submit(_block, model, part, dtype, samples, (seed, IMPORTANCE, done + i * size))
                     for i, part in enumerate(x.split(size))
                 ]
-                for future in waiting:
-                    blocks.append(future.result())
+                while waiting:
+                    blocks.append(waiting.pop(0).result())
                     done += len(blocks[-1].kl)
                     progress(done)
                 # many small tensors that stay would pin the freed large ones between them: gigabytes at 10,000 images
                 blocks = [_Block(*map(torch.cat, zip(*blocks, strict=True)))]
-                del waiting, future
                 _trim()
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
@@ -244,17 +243,19 @@ def importance_weighted(
     generator = torch.Generator(device).manual_seed(fold(*seeds))
     most = max(1, _rows(device) // images)
     chunk = -(-samples // -(-samples // most))  # of equal size, as far as possible
-    costs, sums, squares = [], [], []
-    for first in range(0, samples, chunk):
-        z = draw(q, min(chunk, samples - first), generator)
+
+    def weigh(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One z, and sums over `size` samples of the cost, and of the weights and their squares in log space."""
+        z = draw(q, size, generator)
         cost = _double(nats(z))  # (S, B)
         log_weight = _double(log_prob(p, z) - log_prob(q, z)) - cost
-        costs.append(cost.sum(0))
-        sums.append(log_weight.logsumexp(0))
-        squares.append((2 * log_weight).logsumexp(0))
+        return z[0].clone(), cost.sum(0), log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+
+    chunks = [weigh(min(chunk, samples - first)) for first in range(0, samples, chunk)]
+    z, costs, sums, squares = zip(*chunks, strict=True)
     log_sum, log_squares = torch.stack(sums).logsumexp(0), torch.stack(squares).logsumexp(0)
     reconstruction = torch.stack(costs).sum(0) / samples
-    return z[0], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
+    return z[-1], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
 
 
 def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -274,7 +275,8 @@ def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tens
     if isinstance(b, NearestCode):
         codes = _double(unit_means(q)).flatten(1)  # (B, L*K) one-hot, of z too
         return codes, 1e9 * codes, 1e9 * codes.sum(-1)
-    mean, scale = _double(gaussian(q, "the aggregated posterior").loc), _double(b.scale)
+    b = gaussian(q, "the aggregated posterior")
+    mean, scale = _double(b.loc), _double(b.scale)
     precision = scale**-2
     log_normalizer = (0.5 * mean**2 * precision + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
     return torch.cat([z, z**2], -1), torch.cat([mean * precision, -0.5 * precision], -1), log_normalizer

@@ -43,6 +43,9 @@ class MovingAverage(Baseline):
     Corrected for its start at zero, as in Adam (Kingma and Ba 2015): the first step has no baseline.
     """
 
+    total: Tensor
+    weight: Tensor
+
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
         if not 0 <= decay < 1:

@@ -26,6 +26,8 @@ from vi_lab.estimators.gumbel_softmax import GumbelSoftmax
 class Concrete(GumbelSoftmax):
     """Relaxed samples forward and backward, with their densities."""
 
+    prior_temperature: Tensor
+
     def __init__(
         self,
         samples: int = 1,

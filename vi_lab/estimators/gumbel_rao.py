@@ -36,6 +36,7 @@ class GumbelRao(GradientEstimator):
     """Hard forward; backward, the mean of relaxations that agree with the sample."""
 
     unbiased = False
+    temperature: Tensor
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, inner_samples: int = 10) -> None:
         """inner_samples: K, the draws of the noise per sample of z; the paper has 10, 100 and 1000."""

@@ -71,5 +71,7 @@ class REBAR(GradientEstimator):
         if not own:
             return gradient.new_zeros(())
         squared = gradient.square().flatten(1).sum(-1).mean()
-        slopes = torch.autograd.grad(squared, own)
-        return with_gradient_of(squared, sum((p * slope).sum() for p, slope in zip(own, slopes, strict=True)))
+        surrogate = gradient.new_zeros(())
+        for p, slope in zip(own, torch.autograd.grad(squared, own), strict=True):
+            surrogate = surrogate + (p * slope).sum()
+        return with_gradient_of(squared, surrogate)

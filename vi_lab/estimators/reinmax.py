@@ -30,6 +30,7 @@ class ReinMax(GradientEstimator):
 
     unbiased = False
     exact_for = "quadratic"  # at temperature 1
+    temperature: Tensor
 
     def __init__(self, samples: int = 1, temperature: float = 1.0) -> None:
         super().__init__(samples)

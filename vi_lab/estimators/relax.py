@@ -27,9 +27,10 @@ class RELAX(REBAR):
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, eta: float = 1.0, hidden: int = 50) -> None:
         super().__init__(samples, temperature, eta)
-        self.network = nn.Sequential(nn.Flatten(2), nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network = nn.Sequential(nn.Flatten(2), nn.LazyLinear(hidden), nn.Tanh(), last)
 
     def control(self, relaxed: Tensor, cost: Cost) -> Tensor:
         return super().control(relaxed, cost) + self.network(relaxed).squeeze(-1)
