@@ -131,7 +131,7 @@ def tied_conditional(q: Distribution, z: Tensor) -> Tensor:
     """A draw of the perturbed logits given their vertex k, with the noise for which it equals the draw `z` itself:
     the value of `z`, the gradient of the conditional sampler.
 
-    Given k, a Gumbel-perturbed z has a maximum -log E_k that does not depend on the (normalised) logits, and below it
+    Given k, a Gumbel-perturbed z has a maximum -log E_k that does not depend on the (normalized) logits, and below it
     z_i = -log(E_k + E_i / p_i), E ~ Exponential(1) (Maddison et al. 2014). With E held fixed,
 
         dz_k/dlogits = 0,  dz_i/dlogits_i = (E_i / p_i) / (E_k + E_i / p_i) = 1 - exp(z_i - z_k).
@@ -329,7 +329,7 @@ def categorical(q: Distribution, method: str) -> OneHotCategorical:
 
 
 class NearestCode(Distribution):
-    """The posterior of vector quantisation: each variable is, with certainty, the code nearest to its encoding.
+    """The posterior of vector quantization: each variable is, with certainty, the code nearest to its encoding.
 
     Args:
         encoding: (B, L, D) the encoder's output.

@@ -264,7 +264,7 @@ def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tens
 
     Categorical: T = z, eta = log p. Bernoulli: T = z, eta = logits, A = sum softplus(logits). Gaussian: T = (z, z^2),
     eta = (mu, -1/2) / sigma^2, A = sum mu^2 / 2 sigma^2 + log sigma + log(2 pi) / 2. A certain posterior (vector
-    quantisation) is the limit of sharp ones: log q = 0 where all codes agree and at most -1e9 elsewhere.
+    quantization) is the limit of sharp ones: log q = 0 where all codes agree and at most -1e9 elsewhere.
     """
     b, z = base(q), _double(z)
     if isinstance(b, OneHotCategorical):
@@ -362,7 +362,7 @@ def _notes(model: Any, binary: bool, certain: bool) -> list[str]:
     notes = []
     likelihood = getattr(model, "likelihood", None)
     if not binary and isinstance(likelihood, likelihoods.Bernoulli):
-        notes.append("grey pixels in a Bernoulli likelihood: cross-entropies, no likelihoods; not to be compared")
+        notes.append("gray pixels in a Bernoulli likelihood: cross-entropies, no likelihoods; not to be compared")
     if isinstance(likelihood, likelihoods.Gaussian):
         notes.append(
             "Gaussian likelihood: densities of pixels in [0, 1], which may exceed 1, so nats and bits may be negative; "

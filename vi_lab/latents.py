@@ -113,7 +113,7 @@ class Gaussian(Latent):
 class VQ(Latent):
     """`variables` vectors of size `dim`, each the nearest of `classes` learned codes; uniform prior. Event (L, D).
 
-    Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937): the posterior is certain, its KL the constant
+    Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): the posterior is certain, its KL the constant
     L log K. Departures: the variables are a flat list, not a map of positions, and the prior stays uniform, where the
     paper fits an autoregressive one to the codes afterwards.
     """

@@ -67,7 +67,7 @@ class VAE(lightning.LightningModule):
         likelihood: decoder output, x -> -log p(x|z).
         objective: the bound; see `vi_lab.objectives`.
         estimator: the gradient estimator.
-        optimizer: parameters -> torch optimiser.
+        optimizer: parameters -> torch optimizer.
         seed: of the sampling noise.
     """
 
@@ -217,7 +217,7 @@ class GumbelSoftmaxVAE(DiscreteVAE):
 class StraightThroughVAE(DiscreteVAE):
     """True samples going forward, a surrogate going backward (Bengio et al. 2013); the gap is zero by design.
 
-    With vector quantisation the posterior is always certain. Logged in place of its perplexity: that of the codes over
+    With vector quantization the posterior is always certain. Logged in place of its perplexity: that of the codes over
     batch and variables (how many are in use), and the squared distance between encoding and codes.
     """
 

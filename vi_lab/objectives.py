@@ -1,4 +1,4 @@
-"""What is minimised: bounds on -log p(x), in nats per image, built from q, p, a reconstruction cost and an estimator.
+"""What is minimized: bounds on -log p(x), in nats per image, built from q, p, a reconstruction cost and an estimator.
 
 The negative ELBO (Kingma and Welling 2014): E_q[-log p(x|z)] + beta * KL(q(z|x) || p(z)).
 """

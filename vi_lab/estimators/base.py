@@ -66,7 +66,7 @@ class GradientEstimator(nn.Module, ABC):
     def materialize(self, q: Distribution, context: Tensor) -> None:
         """Give lazy layers their sizes by one call that updates nothing else.
 
-        Do this before an optimiser, a checkpoint or DDP sees the parameters, as with any `torch.nn.LazyLinear`.
+        Do this before an optimizer, a checkpoint or DDP sees the parameters, as with any `torch.nn.LazyLinear`.
         """
         if any(isinstance(p, nn.UninitializedParameter) for p in self.parameters()):
             training = self.training
@@ -78,7 +78,7 @@ class GradientEstimator(nn.Module, ABC):
 
 
 class Exponential(nn.Module):
-    """Parametrises a positive number by its logarithm."""
+    """Parametrizes a positive number by its logarithm."""
 
     def forward(self, log: Tensor) -> Tensor:
         return log.exp()

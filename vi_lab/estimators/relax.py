@@ -1,9 +1,9 @@
-"""RELAX: REBAR whose control variate is a learnt function.
+"""RELAX: REBAR whose control variate is a learned function.
 
     d/dphi E_q[f(b)] = E[ (f(b) - c(z~)) d/dphi log q(b) + d/dphi c(z) - d/dphi c(z~) ],
     c(z) = eta * f(softmax(z / tau)) + r(softmax(z / tau))
 
-Grathwohl et al. 2018 (arXiv 1711.00123). Unbiased for every c; eta, tau and the network r are learnt on the variance.
+Grathwohl et al. 2018 (arXiv 1711.00123). Unbiased for every c; eta, tau and the network r are learned on the variance.
 This is the paper's control variate for variational autoencoders, where r alone did worse than REBAR; its eta is 1,
 here REBAR's is kept. z, b, z~ and how they are tied: see REBAR.
 """
@@ -17,11 +17,11 @@ from vi_lab.estimators.rebar import REBAR
 
 
 class RELAX(REBAR):
-    """Starts as REBAR: r is zero before it has learnt.
+    """Starts as REBAR: r is zero before it has learned.
 
     Args:
         temperature, eta: see `REBAR`.
-        hidden: tanh units of r's one hidden layer (smooth, since r' is learnt). Its input size is that of z, taken at
+        hidden: tanh units of r's one hidden layer (smooth, since r' is learned). Its input size is that of z, taken at
             the first call.
     """
 
