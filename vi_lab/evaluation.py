@@ -7,9 +7,9 @@
     run.datamodule.setup()
     evaluate(run.model, run.datamodule.loader("test"), samples=100, images=1000).metrics["nll"]
 
-Plain PyTorch. A model is anything with `posterior(x)`, `latent.prior()` and `nats(x)`, as a `vi_lab.models.VAE`. All
-is in nats per image unless its name says otherwise. How the model was trained plays no part, except that the loss of
-an estimator that relaxes is reported beside the unrelaxed one.
+Plain PyTorch. A model is anything with the parts of `Model`, as a `vi_lab.models.VAE`. All is in nats per image unless
+its name says otherwise. How the model was trained plays no part, except that the loss of an estimator that relaxes is
+reported beside the unrelaxed one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
 from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_divergence, log_prob, perplexity
+from vi_lab.latents import Latent
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
 ROWS = {"cpu": 1000}
@@ -43,6 +44,37 @@ ACTIVE = 0.01
 """Activity above which a unit counts as active (Burda et al. 2016)."""
 USED = 0.1
 """A code counts as used from this share of the uniform probability 1/C on."""
+
+
+class Model(Protocol):
+    """What is evaluated: a `torch.nn.Module` with a latent, `posterior` and `nats`.
+
+    Where it also has an `estimator` that relaxes and an `objective`, its relaxed loss is reported too; a `likelihood`
+    decides what is noted beside the numbers.
+    """
+
+    training: bool
+
+    @property
+    def latent(self) -> Latent:
+        """Its `prior()` is p(z)."""
+        ...
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """x (B, *shape) -> q(z|x), batch shape (B,)."""
+        ...
+
+    def nats(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """x (B, *shape) -> the map of z (S, B, *event) to -log p(x|z) (S, B)."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The first one says device and dtype."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode, or evaluation mode."""
+        ...
 
 
 @dataclass
@@ -89,7 +121,7 @@ class _Block(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
+    model: Model,
     batches: Iterable,
     samples: int = 100,
     images: int | None = None,
@@ -102,7 +134,7 @@ def evaluate(
     threads of one operation would wait for each other, and the bits do not depend on how many there are.
 
     Args:
-        model: see the top of this file. Put into evaluation mode while it is evaluated, otherwise left as it is.
+        model: put into evaluation mode while it is evaluated, otherwise left as it is.
         batches: of x (B, *shape), or of tuples that begin with x; a `BatchLoader`, for one.
         samples: K, samples of z per image.
         images: stop after so many; None takes all.
@@ -121,7 +153,9 @@ def evaluate(
     done, interrupted, binary, certain, shape = 0, False, True, False, torch.Size()
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
-    relaxes = getattr(getattr(model, "estimator", None), "relaxed", False)
+    estimator: Any = getattr(model, "estimator", None)
+    objective: Any = getattr(model, "objective", None)
+    relaxes = getattr(estimator, "relaxed", False)
     with _still(model) as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
         try:
             for batch in batches:
@@ -133,7 +167,8 @@ def evaluate(
                 certain = isinstance(base(model.posterior(x[:1].to(dtype))), NearestCode)
                 samples = 1 if certain else samples  # they would all be equal
                 if relaxes:
-                    relaxed.append(_relaxed_loss(model, x, dtype, (seed, IMPORTANCE, done, 1)))
+                    seeds = (seed, IMPORTANCE, done, 1)
+                    relaxed.append(_relaxed_loss(model, estimator, objective, x, dtype, seeds))
                 size = max(1, _rows(device) // samples)
                 waiting = [
                     pool.submit(_block, model, part, dtype, samples, (seed, IMPORTANCE, done + i * size))
@@ -158,7 +193,7 @@ def evaluate(
         per_image = _per_image(whole, math.prod(shape), certain)
         if relaxes:
             per_image["loss_relaxed"] = torch.cat(relaxed)[:done].double()
-            per_image["loss_unrelaxed"] = whole.reconstruction + model.objective.beta * whole.kl
+            per_image["loss_unrelaxed"] = whole.reconstruction + objective.beta * whole.kl
             per_image["relaxation_gap"] = per_image["loss_unrelaxed"] - per_image["loss_relaxed"]
     metrics = {}
     for name, values in per_image.items():
@@ -173,10 +208,10 @@ def evaluate(
 
 
 @contextmanager
-def _still(model: Any) -> Iterator[int]:
+def _still(model: Model) -> Iterator[int]:
     """The model in evaluation mode and torch on one thread; gives the number of threads that there were."""
     training, threads = model.training, torch.get_num_threads()
-    model.eval()
+    model.train(False)
     torch.set_num_threads(1)
     try:
         yield threads
@@ -199,16 +234,18 @@ def _double(values: Tensor) -> Tensor:
     return values.double() if values.device.type != "mps" else values.cpu().double()  # MPS has no double
 
 
-def _relaxed_loss(model: Any, x: Tensor, dtype: torch.dtype, seeds: tuple[int, ...]) -> Tensor:
+def _relaxed_loss(
+    model: Model, estimator: Any, objective: Any, x: Tensor, dtype: torch.dtype, seeds: tuple[int, ...]
+) -> Tensor:
     """The objective as the estimator sees it, (B,), on the CPU. Estimators draw from the global generator."""
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         seed_noise(x.device, *seeds)
         q, p = model.posterior(x.to(dtype)), model.latent.prior()
-        return model.objective(q, p, model.nats(x), model.estimator, x).loss.cpu()
+        return objective(q, p, model.nats(x), estimator, x).loss.cpu()
 
 
 @torch.no_grad()  # in each thread anew
-def _block(model: Any, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
+def _block(model: Model, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
     """All that is wanted of a few images x (B, *shape)."""
     q, p, nats = model.posterior(x.to(dtype)), model.latent.prior(), model.nats(x)
     z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
@@ -358,7 +395,7 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(model: Any, binary: bool, certain: bool) -> list[str]:
+def _notes(model: Model, binary: bool, certain: bool) -> list[str]:
     notes = []
     likelihood = getattr(model, "likelihood", None)
     if not binary and isinstance(likelihood, likelihoods.Bernoulli):

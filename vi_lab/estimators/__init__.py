@@ -8,7 +8,7 @@ A new method is one file here, its name below, and one yaml in `configs/estimato
 from __future__ import annotations
 
 from vi_lab.estimators.arm import ARM
-from vi_lab.estimators.base import Cost, Estimate, Exponential, GradientEstimator
+from vi_lab.estimators.base import Cost, Estimate, Exponential, GradientEstimator, RelaxedDensities
 from vi_lab.estimators.baselines import Baseline, InputDependent, LeaveOneOut, MovingAverage, NoBaseline
 from vi_lab.estimators.concrete import Concrete
 from vi_lab.estimators.disarm import DisARM
@@ -68,6 +68,7 @@ __all__ = [
     "ReinMaxCV",
     "ReinMaxRao",
     "Reinforce",
+    "RelaxedDensities",
     "StickingTheLanding",
     "StraightThrough",
     "StraightThroughGumbelSoftmax",

@@ -77,6 +77,23 @@ class GradientEstimator(nn.Module, ABC):
         return f"samples={self.samples}"
 
 
+class RelaxedDensities(GradientEstimator):
+    """A method that knows the densities of its relaxed samples, as `vi_lab.objectives.RelaxedELBO` asks for them."""
+
+    @abstractmethod
+    def terms(self, q: Distribution, p: Distribution, cost: Cost) -> tuple[Tensor, Tensor]:
+        """The two parts of the relaxed bound at the same relaxed samples, with the gradient through them.
+
+        Args:
+            q: true posterior q(z|x), batch shape (B,).
+            p: prior, batch shape ().
+            cost: f, called on (S, B, *event).
+
+        Returns:
+            f and log q_tau - log p_tau0, (S, B) each, in nats.
+        """
+
+
 class Exponential(nn.Module):
     """Parametrizes a positive number by its logarithm."""
 
