@@ -516,5 +516,5 @@ def test_mistakes_are_one_line(
 def test_grey_pixels_and_densities_are_noted(tmp_path: Path) -> None:
     train(tmp_path / "grey", "data.binarization=none")
     train(tmp_path / "density", "data.binarization=none", "likelihood=gaussian")
-    assert "grey pixels" in read(tmp_path / "grey")["notes"][0]
+    assert "gray pixels" in read(tmp_path / "grey")["notes"][0]
     assert "densities" in read(tmp_path / "density")["notes"][0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,6 +138,13 @@ def test_network_errors() -> None:
         networks.MLPEncoder((1, 28, 28), 3, activation="swosh")
     with pytest.raises(ValueError, match="cannot be halved 3 times"):
         networks.ConvEncoder((1, 28, 28), 3, channels=[4, 8, 16])
+
+
+def test_measurements_and_mathematics_are_plain_pytorch() -> None:
+    plain = "vi_lab.audit, vi_lab.evaluation, vi_lab.networks, vi_lab.schedules"  # and all that these import
+    code = f"import sys, {plain}; print(*{{'lightning', 'hydra', 'torchvision', 'pandas'}} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert result.stdout.split() == []
 
 
 def test_schedules() -> None:

@@ -12,20 +12,51 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vi_lab.distributions import number_of_states
-from vi_lab.estimators import Exact, GradientEstimator, ImportanceWeighted, LocalExpectation, Pathwise
-from vi_lab.estimators.vimco import VIMCO
-from vi_lab.models import VAE
+from vi_lab.estimators import VIMCO, Cost, Exact, GradientEstimator, ImportanceWeighted, LocalExpectation, Pathwise
+from vi_lab.latents import Latent
 from vi_lab.objectives import ELBO
 
 BLOCKS = 20
 T_QUANTILE = 2.093  # two-sided 95 % of Student's t with BLOCKS - 1 degrees of freedom
 ROWS = 16_384  # decoder evaluations per call at the most, which bounds the memory
+
+
+class Model(Protocol):
+    """What estimators are measured at: the parts of a `vi_lab.models.VAE` that stay frozen."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """x (B, *shape) -> features (B, F)."""
+        ...
+
+    @property
+    def latent(self) -> Latent:
+        """features -> q(z|x), and the prior."""
+        ...
+
+    def nats(self, x: Tensor) -> Cost:
+        """x (B, *shape) -> the map of z (S, B, *event) to -log p(x|z) (S, B)."""
+        ...
+
+
+class TrainedModel(Model, Protocol):
+    """A model with what it is trained by."""
+
+    @property
+    def estimator(self) -> GradientEstimator:
+        """Its gradient estimator."""
+        ...
+
+    @property
+    def objective(self) -> ELBO:
+        """The bound that it minimizes."""
+        ...
 
 
 class Reference(NamedTuple):
@@ -121,7 +152,7 @@ def _jackknife(gram: Tensor) -> tuple[float, float]:
     return pairs(total, diagonal.sum(), blocks).item(), standard.item()
 
 
-def decoder_evaluations(model: VAE, shape: tuple[int, ...]) -> float:
+def decoder_evaluations(model: TrainedModel, shape: tuple[int, ...]) -> float:
     """How often one training step calls the decoder, per image: forward passes for the estimator, backward ones and
     the logged unrelaxed loss not counted. The model stays as it is.
 
@@ -142,7 +173,7 @@ class Bench:
         beta: the objective's weight of the KL.
     """
 
-    def __init__(self, model: VAE, x: Tensor, beta: float = 1.0) -> None:
+    def __init__(self, model: Model, x: Tensor, beta: float = 1.0) -> None:
         self.model, self.x, self.beta = model, x, beta
         with torch.no_grad():
             self.features = model.encoder(x)  # (B, F)
@@ -231,8 +262,9 @@ class Bench:
         continuous = self.model.latent(self.features[:1]).has_rsample
         if not multi_sample and not continuous and number_of_states(self.model.latent(self.features[:1])) <= max_states:
             return Reference(self.exact(), 0.0, "exact, by enumeration")
+        estimator: GradientEstimator
         if multi_sample:
-            estimator = (ImportanceWeighted if continuous else VIMCO)(multi_sample)
+            estimator = ImportanceWeighted(multi_sample) if continuous else VIMCO(multi_sample)
             objective = ELBO("monte_carlo", self.beta)
         else:
             estimator, objective = (Pathwise(16) if continuous else LocalExpectation()), ELBO(beta=self.beta)

@@ -43,7 +43,7 @@ def base(q: Distribution) -> Distribution:
     return q.base_dist if isinstance(q, Independent) else q
 
 
-def discrete(q: Distribution, method: str) -> Distribution:
+def discrete(q: Distribution, method: str) -> OneHotCategorical | Bernoulli:
     """The base of a categorical or Bernoulli `q`.
 
     Raises:
@@ -75,7 +75,7 @@ def one_hot_argmax(x: Tensor) -> Tensor:
 
 def standard_noise(q: Distribution, samples: int) -> Tensor:
     """The noise that makes logits into samples of a discrete `q`: Gumbel for categoricals, Logistic for Bernoullis."""
-    b = base(q)
+    b = discrete(q, "a perturbation of the logits")
     return (gumbel_like if isinstance(b, OneHotCategorical) else logistic_like)(b.logits, samples)
 
 
@@ -100,8 +100,9 @@ def times_jacobian(q: Distribution, p: Tensor) -> Tensor:
 
     J(p) = diag(p) - p p^T for categoricals, p (1 - p) for Bernoullis; no gradient through p.
     """
-    p, logits = p.detach(), base(q).logits
-    if isinstance(base(q), OneHotCategorical):
+    b, p = discrete(q, "the Jacobian of the probabilities"), p.detach()
+    logits = b.logits
+    if isinstance(b, OneHotCategorical):
         return p * (logits - (p * logits).sum(-1, keepdim=True))
     return p * (1 - p) * logits
 
@@ -111,8 +112,9 @@ def midpoint_logits(q: Distribution, z: Tensor) -> Tensor:
 
     Categorical: log probabilities. Taken in log space, so that they are finite where p underflows.
     """
-    logits = base(q).logits.detach()
-    if isinstance(base(q), OneHotCategorical):
+    b = discrete(q, "a midpoint")
+    logits = b.logits.detach()
+    if isinstance(b, OneHotCategorical):
         return torch.where(z.bool(), logits.exp().log1p(), logits) - math.log(2)
     sign = 2 * z - 1
     return sign * ((sign * logits).sigmoid().log1p() - F.logsigmoid(-sign * logits))
@@ -129,7 +131,7 @@ def tied_conditional(q: Distribution, z: Tensor) -> Tensor:
     """A draw of the perturbed logits given their vertex k, with the noise for which it equals the draw `z` itself:
     the value of `z`, the gradient of the conditional sampler.
 
-    Given k, a Gumbel-perturbed z has a maximum -log E_k that does not depend on the (normalised) logits, and below it
+    Given k, a Gumbel-perturbed z has a maximum -log E_k that does not depend on the (normalized) logits, and below it
     z_i = -log(E_k + E_i / p_i), E ~ Exponential(1) (Maddison et al. 2014). With E held fixed,
 
         dz_k/dlogits = 0,  dz_i/dlogits_i = (E_i / p_i) / (E_k + E_i / p_i) = 1 - exp(z_i - z_k).
@@ -327,7 +329,7 @@ def categorical(q: Distribution, method: str) -> OneHotCategorical:
 
 
 class NearestCode(Distribution):
-    """The posterior of vector quantisation: each variable is, with certainty, the code nearest to its encoding.
+    """The posterior of vector quantization: each variable is, with certainty, the code nearest to its encoding.
 
     Args:
         encoding: (B, L, D) the encoder's output.
@@ -346,7 +348,7 @@ class NearestCode(Distribution):
         return self.codes
 
     @torch.no_grad()
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         return self.codes.expand(*sample_shape, *self.codes.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -359,10 +361,10 @@ class UniformCodes(Distribution):
 
     def __init__(self, codebook: Tensor, variables: int) -> None:
         self.codebook = codebook
-        super().__init__((), (variables, codebook.shape[-1]), validate_args=False)
+        super().__init__(torch.Size(), torch.Size((variables, codebook.shape[-1])), validate_args=False)
 
     @torch.no_grad()
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         size = (*sample_shape, self.event_shape[0])
         return self.codebook[torch.randint(len(self.codebook), size, device=self.codebook.device)]
 

@@ -7,9 +7,9 @@
     run.datamodule.setup()
     evaluate(run.model, run.datamodule.loader("test"), samples=100, images=1000).metrics["nll"]
 
-Plain PyTorch. A model is anything with `posterior(x)`, `latent.prior()` and `nats(x)`, as a `vi_lab.models.VAE`. All
-is in nats per image unless its name says otherwise. How the model was trained plays no part, except that the loss of
-an estimator that relaxes is reported beside the unrelaxed one.
+Plain PyTorch. A model is anything with the parts of `Model`, as a `vi_lab.models.VAE`. All is in nats per image unless
+its name says otherwise. How the model was trained plays no part, except that the loss of an estimator that relaxes is
+reported beside the unrelaxed one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
 from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_divergence, log_prob, perplexity
+from vi_lab.latents import Latent
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
 ROWS = {"cpu": 1000}
@@ -43,6 +44,37 @@ ACTIVE = 0.01
 """Activity above which a unit counts as active (Burda et al. 2016)."""
 USED = 0.1
 """A code counts as used from this share of the uniform probability 1/C on."""
+
+
+class Model(Protocol):
+    """What is evaluated: a `torch.nn.Module` with a latent, `posterior` and `nats`.
+
+    Where it also has an `estimator` that relaxes and an `objective`, its relaxed loss is reported too; a `likelihood`
+    decides what is noted beside the numbers.
+    """
+
+    training: bool
+
+    @property
+    def latent(self) -> Latent:
+        """Its `prior()` is p(z)."""
+        ...
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """x (B, *shape) -> q(z|x), batch shape (B,)."""
+        ...
+
+    def nats(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """x (B, *shape) -> the map of z (S, B, *event) to -log p(x|z) (S, B)."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The first one says device and dtype."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode, or evaluation mode."""
+        ...
 
 
 @dataclass
@@ -89,7 +121,7 @@ class _Block(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
+    model: Model,
     batches: Iterable,
     samples: int = 100,
     images: int | None = None,
@@ -102,7 +134,7 @@ def evaluate(
     threads of one operation would wait for each other, and the bits do not depend on how many there are.
 
     Args:
-        model: see the top of this file. Put into evaluation mode while it is evaluated, otherwise left as it is.
+        model: put into evaluation mode while it is evaluated, otherwise left as it is.
         batches: of x (B, *shape), or of tuples that begin with x; a `BatchLoader`, for one.
         samples: K, samples of z per image.
         images: stop after so many; None takes all.
@@ -118,10 +150,12 @@ def evaluate(
         raise ValueError(f"samples and images must be at least 1, got {samples} and {images}")
     blocks: list[_Block] = []
     relaxed: list[Tensor] = []  # by batch, while blocks are smaller
-    done, interrupted, binary, certain, shape = 0, False, True, False, ()
+    done, interrupted, binary, certain, shape = 0, False, True, False, torch.Size()
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
-    relaxes = getattr(getattr(model, "estimator", None), "relaxed", False)
+    estimator: Any = getattr(model, "estimator", None)
+    objective: Any = getattr(model, "objective", None)
+    relaxes = getattr(estimator, "relaxed", False)
     with _still(model) as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
         try:
             for batch in batches:
@@ -133,19 +167,19 @@ def evaluate(
                 certain = isinstance(base(model.posterior(x[:1].to(dtype))), NearestCode)
                 samples = 1 if certain else samples  # they would all be equal
                 if relaxes:
-                    relaxed.append(_relaxed_loss(model, x, dtype, (seed, IMPORTANCE, done, 1)))
+                    seeds = (seed, IMPORTANCE, done, 1)
+                    relaxed.append(_relaxed_loss(model, estimator, objective, x, dtype, seeds))
                 size = max(1, _rows(device) // samples)
                 waiting = [
                     pool.submit(_block, model, part, dtype, samples, (seed, IMPORTANCE, done + i * size))
                     for i, part in enumerate(x.split(size))
                 ]
-                for future in waiting:
-                    blocks.append(future.result())
+                while waiting:
+                    blocks.append(waiting.pop(0).result())
                     done += len(blocks[-1].kl)
                     progress(done)
                 # many small tensors that stay would pin the freed large ones between them: gigabytes at 10,000 images
                 blocks = [_Block(*map(torch.cat, zip(*blocks, strict=True)))]
-                del waiting, future
                 _trim()
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
@@ -159,7 +193,7 @@ def evaluate(
         per_image = _per_image(whole, math.prod(shape), certain)
         if relaxes:
             per_image["loss_relaxed"] = torch.cat(relaxed)[:done].double()
-            per_image["loss_unrelaxed"] = whole.reconstruction + model.objective.beta * whole.kl
+            per_image["loss_unrelaxed"] = whole.reconstruction + objective.beta * whole.kl
             per_image["relaxation_gap"] = per_image["loss_unrelaxed"] - per_image["loss_relaxed"]
     metrics = {}
     for name, values in per_image.items():
@@ -174,10 +208,10 @@ def evaluate(
 
 
 @contextmanager
-def _still(model: Any) -> Iterator[int]:
+def _still(model: Model) -> Iterator[int]:
     """The model in evaluation mode and torch on one thread; gives the number of threads that there were."""
     training, threads = model.training, torch.get_num_threads()
-    model.eval()
+    model.train(False)
     torch.set_num_threads(1)
     try:
         yield threads
@@ -200,16 +234,18 @@ def _double(values: Tensor) -> Tensor:
     return values.double() if values.device.type != "mps" else values.cpu().double()  # MPS has no double
 
 
-def _relaxed_loss(model: Any, x: Tensor, dtype: torch.dtype, seeds: tuple[int, ...]) -> Tensor:
+def _relaxed_loss(
+    model: Model, estimator: Any, objective: Any, x: Tensor, dtype: torch.dtype, seeds: tuple[int, ...]
+) -> Tensor:
     """The objective as the estimator sees it, (B,), on the CPU. Estimators draw from the global generator."""
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         seed_noise(x.device, *seeds)
         q, p = model.posterior(x.to(dtype)), model.latent.prior()
-        return model.objective(q, p, model.nats(x), model.estimator, x).loss.cpu()
+        return objective(q, p, model.nats(x), estimator, x).loss.cpu()
 
 
 @torch.no_grad()  # in each thread anew
-def _block(model: Any, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
+def _block(model: Model, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
     """All that is wanted of a few images x (B, *shape)."""
     q, p, nats = model.posterior(x.to(dtype)), model.latent.prior(), model.nats(x)
     z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
@@ -244,17 +280,19 @@ def importance_weighted(
     generator = torch.Generator(device).manual_seed(fold(*seeds))
     most = max(1, _rows(device) // images)
     chunk = -(-samples // -(-samples // most))  # of equal size, as far as possible
-    costs, sums, squares = [], [], []
-    for first in range(0, samples, chunk):
-        z = draw(q, min(chunk, samples - first), generator)
+
+    def weigh(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One z, and sums over `size` samples of the cost, and of the weights and their squares in log space."""
+        z = draw(q, size, generator)
         cost = _double(nats(z))  # (S, B)
         log_weight = _double(log_prob(p, z) - log_prob(q, z)) - cost
-        costs.append(cost.sum(0))
-        sums.append(log_weight.logsumexp(0))
-        squares.append((2 * log_weight).logsumexp(0))
+        return z[0].clone(), cost.sum(0), log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+
+    chunks = [weigh(min(chunk, samples - first)) for first in range(0, samples, chunk)]
+    z, costs, sums, squares = zip(*chunks, strict=True)
     log_sum, log_squares = torch.stack(sums).logsumexp(0), torch.stack(squares).logsumexp(0)
     reconstruction = torch.stack(costs).sum(0) / samples
-    return z[0], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
+    return z[-1], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
 
 
 def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,7 +301,7 @@ def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tens
 
     Categorical: T = z, eta = log p. Bernoulli: T = z, eta = logits, A = sum softplus(logits). Gaussian: T = (z, z^2),
     eta = (mu, -1/2) / sigma^2, A = sum mu^2 / 2 sigma^2 + log sigma + log(2 pi) / 2. A certain posterior (vector
-    quantisation) is the limit of sharp ones: log q = 0 where all codes agree and at most -1e9 elsewhere.
+    quantization) is the limit of sharp ones: log q = 0 where all codes agree and at most -1e9 elsewhere.
     """
     b, z = base(q), _double(z)
     if isinstance(b, OneHotCategorical):
@@ -274,7 +312,8 @@ def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tens
     if isinstance(b, NearestCode):
         codes = _double(unit_means(q)).flatten(1)  # (B, L*K) one-hot, of z too
         return codes, 1e9 * codes, 1e9 * codes.sum(-1)
-    mean, scale = _double(gaussian(q, "the aggregated posterior").loc), _double(b.scale)
+    b = gaussian(q, "the aggregated posterior")
+    mean, scale = _double(b.loc), _double(b.scale)
     precision = scale**-2
     log_normalizer = (0.5 * mean**2 * precision + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
     return torch.cat([z, z**2], -1), torch.cat([mean * precision, -0.5 * precision], -1), log_normalizer
@@ -356,11 +395,11 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(model: Any, binary: bool, certain: bool) -> list[str]:
+def _notes(model: Model, binary: bool, certain: bool) -> list[str]:
     notes = []
     likelihood = getattr(model, "likelihood", None)
     if not binary and isinstance(likelihood, likelihoods.Bernoulli):
-        notes.append("grey pixels in a Bernoulli likelihood: cross-entropies, no likelihoods; not to be compared")
+        notes.append("gray pixels in a Bernoulli likelihood: cross-entropies, no likelihoods; not to be compared")
     if isinstance(likelihood, likelihoods.Gaussian):
         notes.append(
             "Gaussian likelihood: densities of pixels in [0, 1], which may exceed 1, so nats and bits may be negative; "

@@ -51,6 +51,8 @@ def _positive(**values: int) -> None:
 class Categorical(Latent):
     """`variables` independent one-hot variables of `classes` classes; uniform prior. Event (L, C)."""
 
+    prior_logits: Tensor
+
     def __init__(self, variables: int = 30, classes: int = 10) -> None:
         super().__init__()
         _positive(variables=variables, classes=classes)
@@ -69,6 +71,8 @@ class Categorical(Latent):
 class Bernoulli(Latent):
     """`variables` independent binary variables; prior Bernoulli(1/2). Event (L,), values 0 and 1."""
 
+    prior_logits: Tensor
+
     def __init__(self, variables: int = 200) -> None:
         super().__init__()
         _positive(variables=variables)
@@ -86,6 +90,8 @@ class Bernoulli(Latent):
 
 class Gaussian(Latent):
     """Diagonal Gaussian posterior from (mu, log variance) heads; standard normal prior. Event (D,)."""
+
+    prior_mean: Tensor
 
     def __init__(self, dim: int = 2) -> None:
         super().__init__()
@@ -107,7 +113,7 @@ class Gaussian(Latent):
 class VQ(Latent):
     """`variables` vectors of size `dim`, each the nearest of `classes` learned codes; uniform prior. Event (L, D).
 
-    Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937): the posterior is certain, its KL the constant
+    Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): the posterior is certain, its KL the constant
     L log K. Departures: the variables are a flat list, not a map of positions, and the prior stays uniform, where the
     paper fits an autoregressive one to the codes afterwards.
     """

@@ -25,8 +25,8 @@ class Likelihood(nn.Module, ABC):
 class Bernoulli(Likelihood):
     """Binary pixels; the output is their logits.
 
-    For grey x in (0, 1) the same formula is a cross-entropy and no normalised likelihood: numbers from grey pixels
-    do not compare with those from binary ones (the continuous Bernoulli, arXiv 1907.06845, would normalise it).
+    For gray x in (0, 1) the same formula is a cross-entropy and no normalized likelihood: numbers from gray pixels
+    do not compare with those from binary ones (the continuous Bernoulli, arXiv 1907.06845, would normalize it).
     """
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ A family says which latents belong to it and what it logs besides; the estimator
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vi_lab.distributions import perplexity
+from vi_lab.distributions import gaussian, nearest_code, perplexity
 from vi_lab.estimators.base import Cost, GradientEstimator
 from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
-from vi_lab.objectives import Terms
+from vi_lab.objectives import ELBO, Terms
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
 
 
@@ -50,10 +50,10 @@ class Means:
     def reset(self) -> None:
         self.total, self.weight = None, 0
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {"names": self.names, "total": self.total, "weight": self.weight}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names, self.total, self.weight = state["names"], state["total"], state["weight"]
 
 
@@ -67,7 +67,7 @@ class VAE(lightning.LightningModule):
         likelihood: decoder output, x -> -log p(x|z).
         objective: the bound; see `vi_lab.objectives`.
         estimator: the gradient estimator.
-        optimizer: parameters -> torch optimiser.
+        optimizer: parameters -> torch optimizer.
         seed: of the sampling noise.
     """
 
@@ -79,7 +79,7 @@ class VAE(lightning.LightningModule):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: Likelihood,
-        objective: nn.Module,
+        objective: ELBO,
         estimator: GradientEstimator,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         seed: int = 0,
@@ -119,6 +119,8 @@ class VAE(lightning.LightningModule):
         return self.likelihood.mean(self.decode(z))[0]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise ValueError(f"{type(self).__name__} was made without an optimizer, so it cannot be trained")
         return self.optimizer(self.parameters())
 
     # --- training ---------------------------------------------------------------------------------------------
@@ -169,7 +171,8 @@ class VAE(lightning.LightningModule):
         means.add(torch.stack([terms.loss.mean(), terms.reconstruction.mean(), terms.kl.mean()]), len(x))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.evaluation_step(self.trainer.datamodule.validation_splits[dataloader_idx], batch, batch_idx)
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        self.evaluation_step(datamodule.validation_splits[dataloader_idx], batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.evaluation_step("test", batch, batch_idx)
@@ -193,13 +196,13 @@ class GaussianVAE(VAE):
     latents = (Gaussian,)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
-        return {"posterior_scale": q.base_dist.scale.mean()}
+        return {"posterior_scale": gaussian(q, type(self).__name__).scale.mean()}
 
 
 class DiscreteVAE(VAE):
     """Categorical or Bernoulli posterior. Logs the perplexity of q(z|x) per variable: 1 is certain."""
 
-    latents = (Categorical, Bernoulli)
+    latents: ClassVar[tuple[type[Latent], ...]] = (Categorical, Bernoulli)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
         # the prior is uniform: entropy = log(states) - KL, for nothing
@@ -214,7 +217,7 @@ class GumbelSoftmaxVAE(DiscreteVAE):
 class StraightThroughVAE(DiscreteVAE):
     """True samples going forward, a surrogate going backward (Bengio et al. 2013); the gap is zero by design.
 
-    With vector quantisation the posterior is always certain. Logged in place of its perplexity: that of the codes over
+    With vector quantization the posterior is always certain. Logged in place of its perplexity: that of the codes over
     batch and variables (how many are in use), and the squared distance between encoding and codes.
     """
 
@@ -223,6 +226,7 @@ class StraightThroughVAE(DiscreteVAE):
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
         if not isinstance(self.latent, VQ):
             return super().extra_metrics(q, terms)
+        q = nearest_code(q, type(self).__name__)
         codes = torch.arange(len(q.codebook), device=q.index.device)
         usage = (q.index.unsqueeze(-1) == codes).float().mean((0, 1))  # (B, L, K) -> (K,)
         return {

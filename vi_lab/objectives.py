@@ -1,4 +1,4 @@
-"""What is minimised: bounds on -log p(x), in nats per image, built from q, p, a reconstruction cost and an estimator.
+"""What is minimized: bounds on -log p(x), in nats per image, built from q, p, a reconstruction cost and an estimator.
 
 The negative ELBO (Kingma and Welling 2014): E_q[-log p(x|z)] + beta * KL(q(z|x) || p(z)).
 """
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vi_lab.distributions import detach, kl_divergence, log_prob, sample
-from vi_lab.estimators.base import Cost, GradientEstimator
-from vi_lab.estimators.concrete import Concrete
+from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities
 from vi_lab.estimators.surrogates import differentiable
 
 
@@ -117,9 +116,16 @@ class RelaxedELBO(ELBO):
         estimator: GradientEstimator,
         context: Tensor | None = None,
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B)."""
-        if not isinstance(estimator, Concrete):
-            raise TypeError(f"the relaxed ELBO needs the Concrete estimator, got {type(estimator).__name__}")
+        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+
+        Raises:
+            TypeError: the estimator has no relaxed densities.
+        """
+        if not isinstance(estimator, RelaxedDensities):
+            raise TypeError(
+                "the relaxed ELBO needs an estimator with relaxed densities, such as estimator=concrete, "
+                f"got {type(estimator).__name__}"
+            )
         reconstruction, log_ratio = estimator.terms(q, p, nats)
         estimate = differentiable(reconstruction + self.beta * log_ratio)
         with torch.no_grad():

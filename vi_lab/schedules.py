@@ -1,4 +1,4 @@
-"""Temperature schedules: pure functions from the optimiser step to a value. They hold no counter.
+"""Temperature schedules: pure functions from the optimizer step to a value. They hold no counter.
 
 Exponential decay with a floor and an update interval is Jang et al. 2017, section 4 (arXiv 1611.01144).
 """

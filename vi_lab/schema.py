@@ -161,7 +161,7 @@ KEYS: dict[str, Key] = {
     "estimator.commitment": Key(NOT_NEGATIVE),
     "estimator.baseline.decay": Key(FRACTION),
     "estimator.baseline.hidden": Key(COUNT),
-    "estimator.baseline.normalise_variance": Key(FLAG),
+    "estimator.baseline.normalize_variance": Key(FLAG),
     "temperature": Key(POSITIVE, SHOWN),
     "schedule.rate": Key(NOT_NEGATIVE, SHOWN),
     "schedule.steps": Key(COUNT, SHOWN),

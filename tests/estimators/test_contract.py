@@ -5,6 +5,8 @@ The family-wise false-alarm rate of the unbiasedness tests is 1e-3; see `toy.py`
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import yaml
 from torch.distributions import Independent, OneHotCategorical
 
 from tests.estimators.toy import ROWS, THRESHOLD, make, make_config, posterior, problem, worst
-from vi_lab import distributions
+from vi_lab import distributions, estimators
 from vi_lab.estimators import (
     RLOO,
     Exact,
@@ -50,6 +52,17 @@ def test_the_folder_holds_the_estimators_that_are_promised() -> None:
         "exact",
     }
     assert promised <= set(NAMES)
+
+
+def test_every_public_class_is_exported() -> None:
+    public = {"Cost"}
+    for module in pkgutil.iter_modules(estimators.__path__):
+        for name, value in vars(importlib.import_module(f"vi_lab.estimators.{module.name}")).items():
+            if isinstance(value, type) and value.__module__.endswith(f".{module.name}") and not name.startswith("_"):
+                public.add(name)
+                assert getattr(estimators, name, None) is value, f"export {name} in vi_lab/estimators/__init__.py"
+    # as ruff sorts: names in capitals first
+    assert list(estimators.__all__) == sorted(public, key=lambda name: (not name.isupper(), name))
 
 
 @pairs

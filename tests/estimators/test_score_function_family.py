@@ -296,7 +296,7 @@ def test_nvil_variance_normalisation_divides_by_the_moving_deviation() -> None:
     toy, x = costs_that_depend_on_the_input()
     for normalise in (False, True):
         torch.manual_seed(0)
-        nvil = Reinforce(1, InputDependent(normalise_variance=normalise)).double()
+        nvil = Reinforce(1, InputDependent(normalize_variance=normalise)).double()
         gradients[normalise] = [nvil_gradient(nvil, toy, x)[0] for _ in range(2)]
     torch.testing.assert_close(gradients[True][0], gradients[False][0])
     ratio = gradients[False][1] / gradients[True][1]

@@ -24,7 +24,7 @@ class BatchLoader:
     """Iterates over batches (x, label): x (B, 1, 28, 28) float32 in [0, 1].
 
     Args:
-        images, labels: the split, on the device where batches are wanted. For "fixed" binarisation the images
+        images, labels: the split, on the device where batches are wanted. For "fixed" binarization the images
             hold 0 and 255 already.
         binarization: "dynamic" draws pixels anew at each access, "threshold" cuts at one half, "none" and "fixed"
             divide by 255.
@@ -93,7 +93,7 @@ class BatchLoader:
             yield self.pixels(self.images[index], batch), self.labels[index]
 
     def pixels(self, images: Tensor, batch: int) -> Tensor:
-        """uint8 -> float32 in [0, 1], binarised."""
+        """uint8 -> float32 in [0, 1], binarized."""
         if self.binarization == "dynamic":
             self.generator.manual_seed(fold(self.seed, PIXELS, self.shuffle, self.epoch, batch, self.rank))
             return draw_bits(images, self.generator).float()

@@ -13,7 +13,7 @@ from vi_lab.errors import UserError
 
 
 class MNISTDataModule(lightning.LightningDataModule):
-    """MNIST-shaped data, split into train, validation and test, binarised in one of four ways.
+    """MNIST-shaped data, split into train, validation and test, binarized in one of four ways.
 
     Args:
         source: mnist, fashion_mnist, kmnist or digits.
@@ -75,7 +75,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         return self.images
 
     def checksum(self) -> str:
-        """sha256 of the images and labels, before splitting and binarisation."""
+        """sha256 of the images and labels, before splitting and binarization."""
         if self.digest is None:
             digest = hashlib.sha256()
             for tensor in self.load():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def _read(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return images.unsqueeze(1), labels
 
 
-def _read_idx(file: Path, read: object) -> Tensor:
+def _read_idx(file: Path, read: Callable[[str], Tensor]) -> Tensor:
     try:
         return read(str(file))
     except Exception as error:  # torchvision asserts, indexes or unpacks, by what is damaged
@@ -107,10 +108,10 @@ def _digits() -> Images:
     """8x8 with values 0 to 16, resized to 28x28; every fifth image for testing."""
     from sklearn.datasets import load_digits  # slow to import, and needed here only
 
-    bunch = load_digits()
-    small = torch.as_tensor(bunch.images, dtype=torch.float64).unsqueeze(1) / 16  # (1797, 1, 8, 8)
+    pixels, digits = load_digits(return_X_y=True)  # (1797, 64), (1797,)
+    small = torch.as_tensor(pixels, dtype=torch.float64).view(-1, 1, 8, 8) / 16
     images = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
     images = (images * 255).round().to(torch.uint8)
-    labels = torch.as_tensor(bunch.target, dtype=torch.int64)
+    labels = torch.as_tensor(digits, dtype=torch.int64)
     test = torch.arange(len(images)) % 5 == 0
     return Images(images[~test], labels[~test], images[test], labels[test])

@@ -66,7 +66,7 @@ class GradientEstimator(nn.Module, ABC):
     def materialize(self, q: Distribution, context: Tensor) -> None:
         """Give lazy layers their sizes by one call that updates nothing else.
 
-        Do this before an optimiser, a checkpoint or DDP sees the parameters, as with any `torch.nn.LazyLinear`.
+        Do this before an optimizer, a checkpoint or DDP sees the parameters, as with any `torch.nn.LazyLinear`.
         """
         if any(isinstance(p, nn.UninitializedParameter) for p in self.parameters()):
             training = self.training
@@ -77,8 +77,25 @@ class GradientEstimator(nn.Module, ABC):
         return f"samples={self.samples}"
 
 
+class RelaxedDensities(GradientEstimator):
+    """A method that knows the densities of its relaxed samples, as `vi_lab.objectives.RelaxedELBO` asks for them."""
+
+    @abstractmethod
+    def terms(self, q: Distribution, p: Distribution, cost: Cost) -> tuple[Tensor, Tensor]:
+        """The two parts of the relaxed bound at the same relaxed samples, with the gradient through them.
+
+        Args:
+            q: true posterior q(z|x), batch shape (B,).
+            p: prior, batch shape ().
+            cost: f, called on (S, B, *event).
+
+        Returns:
+            f and log q_tau - log p_tau0, (S, B) each, in nats.
+        """
+
+
 class Exponential(nn.Module):
-    """Parametrises a positive number by its logarithm."""
+    """Parametrizes a positive number by its logarithm."""
 
     def forward(self, log: Tensor) -> Tensor:
         return log.exp()

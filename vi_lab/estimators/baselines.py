@@ -21,7 +21,7 @@ class Baseline(nn.Module, ABC):
     def forward(self, cost: Tensor, context: Tensor | None) -> Tensor:
         """cost (S, B), detached -> baseline, broadcastable to (S, B)."""
 
-    def normalise(self, advantage: Tensor) -> Tensor:
+    def normalize(self, advantage: Tensor) -> Tensor:
         """(S, B) the cost less the baseline, rescaled; by default as it is."""
         return advantage
 
@@ -42,6 +42,9 @@ class MovingAverage(Baseline):
 
     Corrected for its start at zero, as in Adam (Kingma and Ba 2015): the first step has no baseline.
     """
+
+    total: Tensor
+    weight: Tensor
 
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
@@ -72,22 +75,22 @@ class LeaveOneOut(Baseline):
 class InputDependent(Baseline):
     """NVIL: a network predicts the cost from the input, b(x) (Mnih and Gregor 2014, arXiv 1402.0030, section 3).
 
-    The mean c of what it leaves is taken off too, as a moving average: the baseline is b(x) + c. Learnt by least
+    The mean c of what it leaves is taken off too, as a moving average: the baseline is b(x) + c. Learned by least
     squares on f - c - b(x). Departure: c and the scale are used before the current batch updates them, so that no
     sample meets its own statistics.
 
     Args:
         hidden: tanh units of the network's one hidden layer. Its input size is that of x, taken at the first call.
         decay: of the moving averages.
-        normalise_variance: divide the advantage by max(1, its moving standard deviation), as the paper does. This
+        normalize_variance: divide the advantage by max(1, its moving standard deviation), as the paper does. This
             rescales the gradient of q's parameters but not the decoder's, so it is biased: off by default.
     """
 
-    def __init__(self, hidden: int = 100, decay: float = 0.8, normalise_variance: bool = False) -> None:
+    def __init__(self, hidden: int = 100, decay: float = 0.8, normalize_variance: bool = False) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Flatten(), nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.mean = MovingAverage(decay)
-        self.variance = MovingAverage(decay) if normalise_variance else None
+        self.variance = MovingAverage(decay) if normalize_variance else None
 
     def forward(self, cost: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
@@ -95,7 +98,7 @@ class InputDependent(Baseline):
         prediction = self.network(context.detach().to(cost.dtype)).squeeze(-1)  # (B, ...) -> (B,)
         return prediction + self.mean(cost - prediction.detach(), None)
 
-    def normalise(self, advantage: Tensor) -> Tensor:
+    def normalize(self, advantage: Tensor) -> Tensor:
         if self.variance is None:
             return advantage
         return advantage / self.variance(advantage.detach().square(), None).sqrt().clamp_min(1)

@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
 from vi_lab.distributions import base, log_relaxed_sample, relaxed_log_prob
-from vi_lab.estimators.base import Cost, add_temperature
+from vi_lab.estimators.base import Cost, RelaxedDensities, add_temperature
 from vi_lab.estimators.gumbel_softmax import GumbelSoftmax
 
 
-class Concrete(GumbelSoftmax):
+class Concrete(GumbelSoftmax, RelaxedDensities):
     """Relaxed samples forward and backward, with their densities."""
+
+    prior_temperature: Tensor
 
     def __init__(
         self,

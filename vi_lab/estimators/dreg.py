@@ -1,4 +1,4 @@
-"""DReG: the doubly reparameterised gradient of the importance-weighted bound.
+"""DReG: the doubly reparameterized gradient of the importance-weighted bound.
 
     d/dphi E[log 1/S sum_s w_s] = E[ sum_s (w_s / sum_t w_t)^2  dlog w_s/dz_s  dz_s/dphi ]
 
@@ -17,7 +17,7 @@ from vi_lab.estimators.surrogates import importance_weighted_bound
 
 
 class DoublyReparameterised(GradientEstimator):
-    """IWAE whose gradient through z is multiplied once more by the normalised weight.
+    """IWAE whose gradient through z is multiplied once more by the normalized weight.
 
     Unbiased where the cost is -log w of this very q, as `ELBO(kl="path")` makes it; for another cost the identity
     behind it does not hold.

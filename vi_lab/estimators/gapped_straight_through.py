@@ -25,6 +25,7 @@ class GappedStraightThrough(GradientEstimator):
     """Hard forward; backward, a relaxation in which the sampled class leads by a gap."""
 
     unbiased = False
+    temperature: Tensor
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, gap: float = 1.0) -> None:
         super().__init__(samples)

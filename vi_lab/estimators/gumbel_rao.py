@@ -7,7 +7,7 @@ Paulus et al. 2021 (arXiv 2010.04838). The same mean as the straight-through Gum
 evaluation of the cost; the variance falls with K and K = 1 is the straight-through Gumbel-softmax itself.
 
 The g_k are held constant in the derivative. The paper's text has it taken through g_k too, as a function of the logits
-and z; that estimator has another mean, so it would be no Rao-Blackwellisation, and not the straight-through
+and z; that estimator has another mean, so it would be no Rao-Blackwellization, and not the straight-through
 Gumbel-softmax at K = 1, as it says next to it. The usual implementations hold g_k constant as well.
 
 With many g_k and tau -> 0 it becomes ReinMax at tau = 1 (Shekhovtsov 2023 has the limit, under the name ZGR).
@@ -36,6 +36,7 @@ class GumbelRao(GradientEstimator):
     """Hard forward; backward, the mean of relaxations that agree with the sample."""
 
     unbiased = False
+    temperature: Tensor
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, inner_samples: int = 10) -> None:
         """inner_samples: K, the draws of the noise per sample of z; the paper has 10, 100 and 1000."""

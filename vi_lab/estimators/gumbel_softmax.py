@@ -25,6 +25,7 @@ class GumbelSoftmax(GradientEstimator):
 
     unbiased = False
     relaxed = True
+    temperature: Tensor
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, learn_temperature: bool = False) -> None:
         super().__init__(samples)

@@ -1,6 +1,6 @@
 """The importance-weighted bound with the pathwise gradient (IWAE).
 
-    -log p(x) <= E[ -log 1/S sum_s w_s ],  w_s = p(x, z_s) / q(z_s|x),  z_s reparameterised
+    -log p(x) <= E[ -log 1/S sum_s w_s ],  w_s = p(x, z_s) / q(z_s|x),  z_s reparameterized
 
 Burda et al. 2016 (arXiv 1509.00519). Unbiased for the bound of S samples, which tightens with S; the cost is -log w,
 so the objective's KL is by Monte Carlo. The encoder's signal-to-noise falls as S grows (Rainforth et al. 2018).
@@ -16,7 +16,7 @@ from vi_lab.estimators.surrogates import importance_weighted_bound
 
 
 class ImportanceWeighted(GradientEstimator):
-    """-log mean_s exp(-f(z_s)) at reparameterised samples."""
+    """-log mean_s exp(-f(z_s)) at reparameterized samples."""
 
     unbiased = True
     multi_sample = True

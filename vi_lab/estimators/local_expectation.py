@@ -2,7 +2,7 @@
 
     d/dphi E_q[f(z)] = sum_i E_{z_-i}[ sum_k f(z_i = k, z_-i) d/dphi q_i(k) ]
 
-Titsias and Lazaro-Gredilla 2015 (arXiv 1503.01494), for factorised q. Unbiased; exact for a single variable. Costs
+Titsias and Lazaro-Gredilla 2015 (arXiv 1503.01494), for factorized q. Unbiased; exact for a single variable. Costs
 one evaluation of f per variable and value, without gradient; the decoder learns from the samples z alone.
 """
 

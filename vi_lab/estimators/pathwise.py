@@ -1,4 +1,4 @@
-"""Pathwise ("reparameterisation") gradient: z = mu + sigma * eps, gradient through z.
+"""Pathwise ("reparameterization") gradient: z = mu + sigma * eps, gradient through z.
 
     d/dphi E_q[f(z)] = E_eps[ f'(z) dz/dphi ]
 
@@ -15,11 +15,11 @@ from vi_lab.estimators.surrogates import differentiable
 
 
 class Pathwise(GradientEstimator):
-    """Gradient through reparameterised samples."""
+    """Gradient through reparameterized samples."""
 
     unbiased = True
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         if not q.has_rsample:
-            raise TypeError(f"the pathwise gradient needs a reparameterised posterior such as Normal, got {q}")
+            raise TypeError(f"the pathwise gradient needs a reparameterized posterior such as Normal, got {q}")
         return differentiable(cost(q.rsample((self.samples,))))

@@ -1,4 +1,4 @@
-"""Rao-Blackwellised REINFORCE: the k most probable categories summed, one of the rest sampled.
+"""Rao-Blackwellized REINFORCE: the k most probable categories summed, one of the rest sampled.
 
     d/dphi E_q[f(z)] = sum_{j in top k} q(j) (f(j) - b) d/dphi log q(j)
                        + (1 - sum_{j in top k} q(j)) E_v[ (f(v) - b) d/dphi log q(v) ],  v ~ q outside the top k
@@ -40,12 +40,13 @@ class RaoBlackwellReinforce(GradientEstimator):
         self.top_k, self.chunk = top_k, chunk
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
-        if not isinstance(base(q), OneHotCategorical):
+        b = base(q)
+        if not isinstance(b, OneHotCategorical):
             raise TypeError(
-                "Rao-Blackwellised REINFORCE needs a discrete posterior with categories (OneHotCategorical, under "
-                f"Independent), got {type(base(q)).__name__}"
+                "Rao-Blackwellized REINFORCE needs a discrete posterior with categories (OneHotCategorical, under "
+                f"Independent), got {type(b).__name__}"
             )
-        logits = base(q).logits  # (B, L, C), normalised
+        logits = b.logits  # (B, L, C), normalized
         with torch.no_grad():
             values, weights = self._candidates(logits)  # (K, S, B, L, C), (K, S, B, L)
             z = sample(q, self.samples)

@@ -3,15 +3,15 @@
     d/dphi E_q[f(b)] = E[ (f(b) - c(z~)) d/dphi log q(b) + d/dphi c(z) - d/dphi c(z~) ],
     c(z) = eta * f(softmax(z / tau))
 
-    z = logits + Gumbel noise,  b = onehot(argmax z),  z~ ~ p(z | b), reparameterised: gradient flows through it
+    z = logits + Gumbel noise,  b = onehot(argmax z),  z~ ~ p(z | b), reparameterized: gradient flows through it
 
 Tucker et al. 2017 (arXiv 1703.07370); Bernoulli with logistic noise and a sigmoid. Unbiased for every eta and tau, so
-both are learnt, on the variance. As in the authors' code the noises of z and z~ are tied such that z~ = z in value:
+both are learned, on the variance. As in the authors' code the noises of z and z~ are tied such that z~ = z in value:
 c(z) - c(z~) is then one evaluation of c, where the difference of the two paths flows back. The decoder learns from
 the hard sample b only.
 
 Departures: one eta and one variance, that of the gradient for q's logits (the authors: per weight matrix; RELAX: as
-here); learnt with the model's optimiser (the authors: at ten times its rate); no baseline besides c.
+here); learned with the model's optimizer (the authors: at ten times its rate); no baseline besides c.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from vi_lab.estimators.surrogates import with_gradient_of
 
 
 class REBAR(GradientEstimator):
-    """Learnt scale and temperature.
+    """Learned scale and temperature.
 
     Args:
-        temperature: tau at the start. It is learnt, so a temperature schedule has no part in it.
+        temperature: tau at the start. It is learned, so a temperature schedule has no part in it.
         eta: the control variate's scale at the start.
     """
 
@@ -71,5 +71,7 @@ class REBAR(GradientEstimator):
         if not own:
             return gradient.new_zeros(())
         squared = gradient.square().flatten(1).sum(-1).mean()
-        slopes = torch.autograd.grad(squared, own)
-        return with_gradient_of(squared, sum((p * slope).sum() for p, slope in zip(own, slopes, strict=True)))
+        surrogate = gradient.new_zeros(())
+        for p, slope in zip(own, torch.autograd.grad(squared, own), strict=True):
+            surrogate = surrogate + (p * slope).sum()
+        return with_gradient_of(squared, surrogate)

@@ -38,5 +38,5 @@ class Reinforce(GradientEstimator):
         z = sample(q, self.samples)
         f = cost(z)
         baseline = self.baseline(f.detach(), context)
-        advantage = self.baseline.normalise(f - baseline)
+        advantage = self.baseline.normalize(f - baseline)
         return score_function(f, advantage, log_prob(q, z), self.baseline.control_loss(f.detach(), baseline))

@@ -4,7 +4,7 @@
 
 Liu et al. 2023 (arXiv 2304.08612). J(p) is the Jacobian of softmax where its value is p; for a Bernoulli it is
 p (1 - p). Biased in general. At tau = 1 it equals (J(p) + (z - p)(z - p)^T) / 2, the mean of straight-through and of
-a score function with the cost linearised, and is exact in expectation for costs quadratic in z. The paper finds
+a score function with the cost linearized, and is exact in expectation for costs quadratic in z. The paper finds
 tau >= 1 to work best (it smooths, and leaves the accuracy behind); its own code refuses tau < 1, this file does not.
 """
 
@@ -30,6 +30,7 @@ class ReinMax(GradientEstimator):
 
     unbiased = False
     exact_for = "quadratic"  # at temperature 1
+    temperature: Tensor
 
     def __init__(self, samples: int = 1, temperature: float = 1.0) -> None:
         super().__init__(samples)

@@ -25,7 +25,7 @@ from vi_lab.estimators.surrogates import differentiable, straight_through
 
 
 class ReinMaxCV(GumbelRao):
-    """Hard forward; backward, Heun's step with a centred control variate at its midpoint."""
+    """Hard forward; backward, Heun's step with a centered control variate at its midpoint."""
 
     exact_for = "quadratic"
 

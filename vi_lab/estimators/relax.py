@@ -1,9 +1,9 @@
-"""RELAX: REBAR whose control variate is a learnt function.
+"""RELAX: REBAR whose control variate is a learned function.
 
     d/dphi E_q[f(b)] = E[ (f(b) - c(z~)) d/dphi log q(b) + d/dphi c(z) - d/dphi c(z~) ],
     c(z) = eta * f(softmax(z / tau)) + r(softmax(z / tau))
 
-Grathwohl et al. 2018 (arXiv 1711.00123). Unbiased for every c; eta, tau and the network r are learnt on the variance.
+Grathwohl et al. 2018 (arXiv 1711.00123). Unbiased for every c; eta, tau and the network r are learned on the variance.
 This is the paper's control variate for variational autoencoders, where r alone did worse than REBAR; its eta is 1,
 here REBAR's is kept. z, b, z~ and how they are tied: see REBAR.
 """
@@ -17,19 +17,20 @@ from vi_lab.estimators.rebar import REBAR
 
 
 class RELAX(REBAR):
-    """Starts as REBAR: r is zero before it has learnt.
+    """Starts as REBAR: r is zero before it has learned.
 
     Args:
         temperature, eta: see `REBAR`.
-        hidden: tanh units of r's one hidden layer (smooth, since r' is learnt). Its input size is that of z, taken at
+        hidden: tanh units of r's one hidden layer (smooth, since r' is learned). Its input size is that of z, taken at
             the first call.
     """
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, eta: float = 1.0, hidden: int = 50) -> None:
         super().__init__(samples, temperature, eta)
-        self.network = nn.Sequential(nn.Flatten(2), nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network = nn.Sequential(nn.Flatten(2), nn.LazyLinear(hidden), nn.Tanh(), last)
 
     def control(self, relaxed: Tensor, cost: Cost) -> Tensor:
         return super().control(relaxed, cost) + self.network(relaxed).squeeze(-1)

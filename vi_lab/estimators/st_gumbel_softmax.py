@@ -25,6 +25,8 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
     """Hard forward, relaxed backward, with shared noise."""
 
     unbiased = False
+    temperature: Tensor
+    backward_temperature: Tensor | None
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, backward_temperature: float | None = None) -> None:
         """backward_temperature: what divides the logits in the relaxation; null: the temperature."""

@@ -34,7 +34,7 @@ class VectorQuantization(GradientEstimator):
         self.commitment = commitment
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
-        q = nearest_code(q, "vector quantisation")
+        q = nearest_code(q, "vector quantization")
         f = cost(straight_through(q.codes, q.encoding).unsqueeze(0))  # (1, B, L, D) -> (1, B)
         codebook_loss = (q.encoding.detach() - q.codes).square().sum((-1, -2))
         commitment_loss = (q.encoding - q.codes.detach()).square().sum((-1, -2))
