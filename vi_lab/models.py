@@ -6,11 +6,12 @@ A family says which latents belong to it and what it logs besides; the estimator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -20,6 +21,9 @@ from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
 from vi_lab.objectives import ELBO, Terms
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
+
+SCHEDULER_KEYS = {"scheduler", "interval", "frequency", "monitor"}
+"""What may stand in `VAE(lr_scheduler=...)`."""
 
 
 class Means:
@@ -69,6 +73,13 @@ class VAE(lightning.LightningModule):
         estimator: the gradient estimator.
         optimizer: parameters -> torch optimizer.
         seed: of the sampling noise.
+        lr_scheduler: None: the learning rate stays. Otherwise a mapping with "scheduler", optimizer -> torch scheduler,
+            and, as Lightning has them, "interval" ("epoch", the default, or "step"), "frequency" (every so many of
+            them), and "monitor" (the metric that a `ReduceLROnPlateau` watches, such as "val/loss").
+
+    Raises:
+        TypeError: the latent is none of the family's.
+        ValueError: estimator and objective do not fit, or the scheduler's mapping has other keys.
     """
 
     latents: ClassVar[tuple[type[Latent], ...]] = (Latent,)
@@ -83,6 +94,7 @@ class VAE(lightning.LightningModule):
         estimator: GradientEstimator,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         seed: int = 0,
+        lr_scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(latent, self.latents):
@@ -92,7 +104,12 @@ class VAE(lightning.LightningModule):
             raise ValueError(f"{type(estimator).__name__} needs objective.kl={estimator.kl}, got {objective.kl}")
         self.latent, self.encoder, self.decoder = latent, encoder, decoder
         self.likelihood, self.objective, self.estimator = likelihood, objective, estimator
-        self.optimizer, self.seed = optimizer, seed
+        if lr_scheduler is not None and not {"scheduler"} <= set(lr_scheduler) <= SCHEDULER_KEYS:
+            raise ValueError(
+                f"lr_scheduler needs scheduler and may have {', '.join(sorted(SCHEDULER_KEYS - {'scheduler'}))}; "
+                f"got {', '.join(sorted(lr_scheduler)) or 'nothing'}"
+            )
+        self.optimizer, self.seed, self.lr_scheduler = optimizer, seed, lr_scheduler
         self.epoch_means, self.window_means = Means(), Means()
         self.evaluation_means: dict[str, Means] = {}
         self.latest: dict[str, Tensor] = {}  # this step's terms, for the message where one is not finite
@@ -118,10 +135,24 @@ class VAE(lightning.LightningModule):
         z = self.latent.prior().sample((1, images))
         return self.likelihood.mean(self.decode(z))[0]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, with the scheduler of its learning rate where there is one.
+
+        Raises:
+            ValueError: the model was made without an optimizer.
+        """
         if self.optimizer is None:
             raise ValueError(f"{type(self).__name__} was made without an optimizer, so it cannot be trained")
-        return self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule: LRSchedulerConfigType = {
+            "scheduler": self.lr_scheduler["scheduler"](optimizer),
+            "interval": self.lr_scheduler.get("interval", "epoch"),
+            "frequency": self.lr_scheduler.get("frequency", 1),
+            "monitor": self.lr_scheduler.get("monitor"),
+        }
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # --- training ---------------------------------------------------------------------------------------------
 
