@@ -27,8 +27,8 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
 
 
 def build_estimator(node: DictConfig | dict) -> GradientEstimator:
-    """The estimator that a config node describes; its `latents` key is for the config check, not for it."""
-    return instantiate(OmegaConf.create({k: v for k, v in plain(node).items() if k != "latents"}))
+    """The estimator that a config node describes."""
+    return instantiate(OmegaConf.create(plain(node)))
 
 
 def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
@@ -50,7 +50,13 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         objective=instantiate(config.objective),
         estimator=build_estimator(config.estimator),
         optimizer=instantiate(config.optimizer),
+        lr_scheduler=_lr_scheduler(config.lr_scheduler),
         seed=config.seed,
     )
     model.estimator.materialize(latent(torch.zeros(1, latent.feature_size)), torch.zeros(1, *shape))
     return datamodule, model
+
+
+def _lr_scheduler(node: DictConfig) -> dict[str, Any] | None:
+    """What Lightning wants to know of a learning-rate schedule; None where there is none."""
+    return None if node.scheduler is None else {**plain(node), "scheduler": instantiate(node.scheduler)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,12 +15,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, jobs_of_sweep
 from vi_lab.errors import UserError, one_line
-from vi_lab.schema import CONFIG_DIR, INNER, Mark, check, marked, nearest
+from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
 
@@ -121,6 +123,7 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
                 HydraConfig.instance().set_config(config)
             values = resolved(config)
             check(values, shipped[key])
+            check_added(values, shipped[key])
             configs.append(values)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
@@ -145,6 +148,64 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     arguments.overrides = [_quote_unicode(override) for override in arguments.overrides]
     return arguments
+
+
+TRAINER = {
+    "logger": "logger=",
+    "callbacks": "callbacks=",
+    "accelerator": "accelerator=",
+    "devices": "accelerator.devices=",
+    "strategy": "accelerator.strategy=",
+    "default_root_dir": "hydra.run.dir=",
+    "enable_progress_bar": "nothing: it would be a second display",
+    "enable_model_summary": "callbacks=[model_summary]",
+    "enable_checkpointing": "checkpoint.every_n_steps=",
+    "plugins": "nothing: exact resume needs ours",
+    "num_sanity_val_steps": "nothing: it would draw noise before training",
+    "barebones": "figures=false logger=[]",
+    "fast_dev_run": "trainer.max_steps=",
+}
+"""Arguments of lightning.Trainer that are not taken as `+trainer.KEY`, and what to use instead."""
+
+
+def check_added(values: dict, shipped: dict) -> None:
+    """Check keys that the user has added to nodes that reach constructors of other libraries. Only where there are
+    some is the library imported.
+
+    Raises:
+        UserError: the constructor does not know the key.
+    """
+    known = dict(leaves(shipped))
+    for path, _ in leaves(values):
+        node, _, key = path.rpartition(".")
+        if path in known or key.startswith("_") or path.split(".")[0] not in OPEN:
+            continue
+        if node == "trainer" and key in TRAINER:
+            raise UserError(f"+trainer.{key} is not taken; use {TRAINER[key]}")
+        accepted = _arguments("lightning.Trainer" if node == "trainer" else _target_of(values, node))
+        if accepted is not None and key not in accepted:
+            raise UserError(f"{node} takes no {key}{nearest(key, accepted)} (keys: {', '.join(accepted)})")
+
+
+def _target_of(values: dict, node: str) -> str | None:
+    """What a node instantiates; None for a node that is only a part of one."""
+    for name in node.split("."):
+        values = values.get(name, {}) if isinstance(values, dict) else {}
+    return values.get("_target_") if isinstance(values, dict) else None
+
+
+def _arguments(target: str | None) -> list[str] | None:
+    """The arguments that a class takes; None where any are, or where there is no such class."""
+    if target is None:
+        return None
+    try:
+        parameters = inspect.signature(get_class(target)).parameters
+    except Exception:  # instantiation will say what is wrong with it
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    hidden = TRAINER if target == "lightning.Trainer" else ("params", "optimizer")
+    return sorted(set(parameters).difference(hidden))
 
 
 def only_asks(arguments: argparse.Namespace) -> bool:

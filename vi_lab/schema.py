@@ -89,9 +89,9 @@ class Mark(Flag):
 
 
 class Key(NamedTuple):
-    """A row: what the key's value must satisfy, and its marks."""
+    """A row: what the key's value must satisfy (None: only be of the shipped value's type), and its marks."""
 
-    rule: Rule
+    rule: Rule | None
     marks: Mark = Mark(0)
 
 
@@ -123,7 +123,7 @@ KEYS: dict[str, Key] = {
         INCIDENTAL | AUDIT | SHOWN,
     ),
     # data
-    "data.source": Key(_one_of("mnist", "fashion_mnist", "kmnist", "digits"), SHOWN),
+    "data.source": Key(TEXT, SHOWN),  # of the shipped data sets; see `check_parts`
     "data.root": Key(_text("a folder"), _EVERYWHERE),
     "data.download": Key(FLAG, _EVERYWHERE),
     "data.seed": Key(COUNT_OR_ZERO, INCIDENTAL),
@@ -173,6 +173,10 @@ KEYS: dict[str, Key] = {
     "optimizer.weight_decay": Key(NOT_NEGATIVE, SHOWN),
     "optimizer.betas": Key(Rule(lambda v: isinstance(v, list), "a list")),
     "optimizer.fused": Key(FLAG),
+    "lr_scheduler.interval": Key(_one_of("epoch", "step")),
+    "lr_scheduler.frequency": Key(COUNT),
+    "lr_scheduler.monitor": Key(TEXT),
+    "lr_scheduler.scheduler*": Key(None, SHOWN),
     # Lightning
     "accelerator.accelerator": Key(_one_of("cpu", "gpu", "cuda", "mps", "auto"), AUDIT),
     "accelerator.devices": Key(COUNT, AUDIT),
@@ -189,6 +193,10 @@ KEYS: dict[str, Key] = {
     "trainer.check_val_every_n_epoch": Key(COUNT),
     "trainer.log_every_n_steps": Key(COUNT, RESUME),
     "trainer.deterministic": Key(FLAG),
+    "callbacks*": Key(None),
+    "logger*": Key(None, INCIDENTAL),
+    "paths.*": Key(TEXT, INCIDENTAL | AUDIT),
+    "compatible_latents": Key(NAMES),
     # what is measured, drawn and kept
     "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL),
     "figures_every_n_epochs": Key(_optional(COUNT), RESUME | INCIDENTAL),
@@ -212,10 +220,10 @@ KEYS: dict[str, Key] = {
 }
 """Dotted path, or a pattern for several -> its row; the first that matches counts."""
 
-OPEN = ("trainer", "optimizer", "hydra")
+OPEN = ("trainer", "optimizer", "lr_scheduler", "callbacks", "logger", "hydra")
 """Nodes to which `+NODE.KEY=VALUE` may add: they reach constructors of other libraries."""
 
-INNER = ("_target_", "_partial_", "latents", "model", "hydra")
+INNER = ("_target_", "_partial_", "compatible_latents", "model", "hydra")
 """Keys that are not for users to set."""
 
 
@@ -282,15 +290,17 @@ def _show(value: Any) -> str:
 
 
 def check_range(path: str, value: Any) -> bool:
-    """Check a value against its row; False where there is none.
+    """Check a value against its row; False where that has no rule.
 
     Raises:
         UserError: it is out of range.
     """
     key = row(path)
-    if key is not None and not key.rule.holds(value):
+    if key is None or key.rule is None:
+        return False
+    if not key.rule.holds(value):
         raise UserError(f"{path}={_show(value)}: wanted {key.rule.wanted}")
-    return key is not None
+    return True
 
 
 def check(values: dict, shipped: dict) -> None:
@@ -317,15 +327,31 @@ def check(values: dict, shipped: dict) -> None:
         if not _same_type(value, known[path]) or (value is None and known[path] is not None):
             raise UserError(f"{path}={_show(value)}: wanted {_WORDS.get(type(known[path]), 'another type')}")
     if "estimator" in values:
-        check_pair(values)
+        check_parts(values)
 
 
-def check_pair(values: dict) -> None:
-    """An estimator names the latents that it can estimate for."""
-    estimator, latent = values["estimator"], values["latent"]
-    kind = latent["_target_"].rpartition(".")[2].lower()
-    accepted = estimator["latents"]
-    if kind not in accepted:
+SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")
+"""The shipped data sets."""
+
+
+def latent_kind(values: dict) -> str | None:
+    """The name by which estimators know the config's latent; None where it is a class of the user's own, which shows
+    what it fits when the model is built."""
+    module, _, name = values["latent"]["_target_"].rpartition(".")
+    return name.lower() if module == "vi_lab.latents" else None
+
+
+def check_parts(values: dict) -> None:
+    """Refuse parts that do not fit each other: an estimator and a latent, an objective, a schedule.
+
+    Raises:
+        UserError: says what would fit.
+    """
+    data, estimator, latent = values["data"], values["estimator"], values["latent"]
+    if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
+        raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
+    kind, accepted = latent_kind(values), values["compatible_latents"]
+    if kind is not None and kind not in accepted:
         raise UserError(
             f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
             + " or ".join(f"latent={name}" for name in accepted)
@@ -335,7 +361,7 @@ def check_pair(values: dict) -> None:
         raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
     if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
         raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
-    if "max_states" in estimator:
+    if "max_states" in estimator and kind is not None:
         states = latent.get("classes", 2) ** latent["variables"]
         if states > estimator["max_states"]:
             raise UserError(

@@ -3,7 +3,6 @@ signals are in `scripts/kill_test.py`, of which one round runs here."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.support import ESTIMATORS, SMALL, config, read_rows, run
+from tests.training.crash import SCRIPT, Crash, crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run
 from vi_lab.errors import Interrupted, UserError, ViLabError
@@ -26,50 +26,23 @@ from vi_lab.runs.trust import load_checkpoint
 from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from vi_lab.training.signals import Stop
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "kill_test.py"
-
-
-@pytest.fixture(scope="module")
-def kill_test():
-    spec = importlib.util.spec_from_file_location("kill_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Crash(Exception):
-    """Stands for a process that is gone: nothing is saved for it."""
-
 
 def train(folder: Path, *overrides: str, crash_at: int | None = None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that, where asked, ends without a word after so many steps, later checkpoints included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with monkeypatch.context() as patch:
-        if crash_at is not None:
-            after = Checkpoints.on_train_batch_end
-
-            def crash(self, trainer, module, *rest):
-                after(self, trainer, module, *rest)
-                if trainer.global_step == crash_at:
-                    raise Crash
-
-            patch.setattr(Checkpoints, "on_train_batch_end", crash)
-            with pytest.raises(Crash):
-                run(config(*overrides), folder)
-        else:
-            run(config(*overrides), folder)
+    """A run that, where asked, ends without a word after so many steps."""
+    if crash_at is None:
+        run(config(*overrides), folder)
+    else:
+        crashed(folder, *overrides, at=crash_at, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_resumes_to_the_last_bit(
-    tmp_path: Path, name: str, kill_test, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_estimator_resumes_to_the_last_bit(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"estimator={name}", "checkpoint.every_n_steps=4", "trainer.max_epochs=1"]
     train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
     # 12 steps an epoch; the last checkpoint lies two steps back, in the middle of the epoch
     train(tmp_path / "killed", *overrides, crash_at=6, monkeypatch=monkeypatch)
     resume_run(tmp_path / "killed", [])
-    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
 
 
 OPTIONS = {
@@ -85,17 +58,15 @@ ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in ((2, 4, 7) if "a
 
 
 @pytest.mark.parametrize(("name", "crash_at"), ENDS)
-def test_wherever_the_run_ends(
-    tmp_path: Path, name: str, crash_at: int, kill_test, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wherever_the_run_ends(tmp_path: Path, name: str, crash_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [*OPTIONS[name], "schedule=linear", "schedule.steps=20", "trainer.max_epochs=3", "data.batch_size=100"]
     train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
     train(tmp_path / "killed", *overrides, crash_at=crash_at, monkeypatch=monkeypatch)
     resume_run(tmp_path / "killed", [])
-    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
 
 
-def test_interrupted_again_and_again(tmp_path: Path, kill_test, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["trainer.max_epochs=2", "checkpoint.every_n_steps=2", "estimator=nvil"]
     train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
     train(tmp_path / "killed", *overrides, crash_at=3, monkeypatch=monkeypatch)
@@ -113,10 +84,10 @@ def test_interrupted_again_and_again(tmp_path: Path, kill_test, monkeypatch: pyt
             with pytest.raises(Crash):
                 run(train_on, tmp_path / "killed", resume=True)
     resume_run(tmp_path / "killed", [])
-    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
 
 
-def test_the_comparison_can_fail(tmp_path: Path, kill_test, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Power: a resume that forgets its place in the epoch is found out."""
     overrides = ["trainer.max_epochs=1", "checkpoint.every_n_steps=4"]
     train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
@@ -125,11 +96,11 @@ def test_the_comparison_can_fail(tmp_path: Path, kill_test, monkeypatch: pytest.
 
     monkeypatch.setattr(BatchLoader, "load_state_dict", lambda self, state: None)
     resume_run(tmp_path / "killed", [])
-    assert "metrics.csv" in kill_test.differences(tmp_path / "whole", tmp_path / "killed")
+    assert "metrics.csv" in unequal(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_more_epochs_continue_a_completed_run(
-    tmp_path: Path, kill_test, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     train(tmp_path / "whole", "trainer.max_epochs=3", monkeypatch=monkeypatch)
     with Stop():
@@ -139,11 +110,11 @@ def test_more_epochs_continue_a_completed_run(
     resume_run(tmp_path / "longer", [])
     assert "is completed, after 1 epochs" in capsys.readouterr().out
     resume_run(tmp_path / "longer", ["trainer.max_epochs=3"])
-    assert kill_test.differences(tmp_path / "whole", tmp_path / "longer") == []
+    assert unequal(tmp_path / "whole", tmp_path / "longer") == []
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, name: str, kill_test) -> None:
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
     small = [*SMALL, "trainer.max_epochs=40"]
     command = [sys.executable, "-m", "vi_lab", "train", *small, "hydra.run.dir=ein Lauf mit ü"]
@@ -209,7 +180,7 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("how", ["truncated", "flipped bit", "empty", "text", "pickle"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(
-    tmp_path: Path, how: str, kill_test, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     overrides = ["trainer.max_epochs=2", "checkpoint.every_n_steps=4"]
     train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
@@ -231,7 +202,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(
     out = capsys.readouterr().out
     assert "last.ckpt: damaged" in out
     assert "the checkpoint before it is used" in out
-    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
 
 
 def test_all_checkpoints_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,9 +232,7 @@ def test_best_is_the_checkpoint_of_least_validation_loss(tmp_path: Path, monkeyp
     assert best["epoch"] == losses.index(min(losses))
 
 
-def test_a_run_that_ends_before_its_best_checkpoint_is_named(
-    tmp_path: Path, kill_test, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_ends_before_its_best_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "whole", monkeypatch=monkeypatch)
     (tmp_path / "killed").mkdir()
 
@@ -276,7 +245,7 @@ def test_a_run_that_ends_before_its_best_checkpoint_is_named(
             run(config("trainer.max_epochs=1"), tmp_path / "killed")
     resume_run(tmp_path / "killed", [])
     best, last = (load_checkpoint(tmp_path / "killed" / "checkpoints" / f"{n}.ckpt") for n in ("best", "last"))
-    assert kill_test.same(best["state_dict"], last["state_dict"])
+    assert all(torch.equal(best["state_dict"][name], weights) for name, weights in last["state_dict"].items())
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +270,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_an_interrupted_sweep_is_finished(
-    tmp_path: Path, launcher: str, kill_test, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = [*SMALL, "estimator=gumbel_softmax,rloo", "seed=0,1"]
@@ -325,7 +294,7 @@ def test_an_interrupted_sweep_is_finished(
         assert "0-gumbel_softmax-s0 is completed" in out
         assert "goes on from" in out
     for folder in Path("whole").glob("*-s*"):
-        assert kill_test.differences(folder, Path("killed") / folder.name) == []
+        assert unequal(folder, Path("killed") / folder.name) == []
 
 
 def test_folders_that_hold_something_are_not_written_over(

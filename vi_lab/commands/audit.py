@@ -23,7 +23,7 @@ from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
 from vi_lab.runs.files import CONFIG_FILE, Status, write_csv, write_json, write_text
 from vi_lab.runs.run import Run, load_run, load_weights
-from vi_lab.schema import AUDIT, CONFIG_DIR, has, marked
+from vi_lab.schema import AUDIT, CONFIG_DIR, has, latent_kind, marked
 from vi_lab.training.process import prepare_process
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def candidates(config: DictConfig) -> dict[str, dict]:
     Raises:
         UserError: an unknown name, or one that cannot work with the latent.
     """
-    latent = config.latent._target_.rpartition(".")[2].lower()
+    latent = latent_kind(plain(config))
     shipped = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
     wanted = plain(config.audit.estimators)
     chosen = {}
@@ -88,11 +88,13 @@ def candidates(config: DictConfig) -> dict[str, dict]:
         if wanted and name not in shipped:
             raise UserError(f"audit.estimators: there is no {name} (one of {', '.join(shipped)})")
         values = resolved(compose_job("train", [f"estimator={name}", f"temperature={config.temperature}"]))
-        if latent in values["estimator"]["latents"]:
+        accepted = values["compatible_latents"]
+        if latent is None or latent in accepted:
             chosen[name] = values
         elif wanted:
-            accepted = ", ".join(values["estimator"]["latents"])
-            raise UserError(f"audit.estimators: {name} does not work with a {latent} latent (but {accepted})")
+            raise UserError(
+                f"audit.estimators: {name} does not work with a {latent} latent (but {', '.join(accepted)})"
+            )
     return chosen
 
 

@@ -11,30 +11,43 @@ import os
 import re
 import zipfile
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vi_lab.errors import UserError, ViLabError, one_line
-from vi_lab.schema import CONFIG_DIR, check_pair, check_range, leaves
+from vi_lab.schema import CONFIG_DIR, check_parts, check_range, leaves
 
 TRUSTED = re.compile(
     r"vi_lab\.(estimators\.\w+|latents|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
-    r"|torch\.optim\.[A-Z]\w*"
+    r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
+    r"|vi_lab\.training\.loggers\.CSVLogger|lightning\.pytorch\.loggers\.TensorBoardLogger"
+    r"|lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|(Rich)?ModelSummary|DeviceStatsMonitor"
+    r"|(EMA)?WeightAveraging|StochasticWeightAveraging|GradientAccumulationScheduler|Timer)"
 )
 """What the config of somebody else's run folder may name in `_target_`. Attributes of modules that our modules import,
 such as vi_lab.runs.environment.subprocess.run, do not match."""
 
 
+PLUGINS = "vi_lab.plugins"
+"""The group of entry points by which an installed package says that it extends vi_lab."""
+
+
+@cache
+def _plugins() -> tuple[str, ...]:
+    return tuple(entry.module.partition(".")[0] for entry in metadata.entry_points(group=PLUGINS))
+
+
 def _is_trusted(target: str) -> bool:
     own = [package for package in os.environ.get("VI_LAB_TRUST", "").split(",") if package]
-    return bool(TRUSTED.fullmatch(target)) or any(target.startswith(f"{package}.") for package in own)
+    return bool(TRUSTED.fullmatch(target)) or any(target.startswith(f"{p}.") for p in (*own, *_plugins()))
 
 
 def check_targets(values: Any, where: str) -> None:
-    """Refuse a config that would make us call anything but the parts of a model, or of the packages that the user
-    names in the environment variable VI_LAB_TRUST (comma-separated).
+    """Refuse a config that would make us call anything but the parts of a model, of installed plugins, or of the
+    packages that the user names in the environment variable VI_LAB_TRUST (comma-separated).
 
     Raises:
         UserError: it names another `_target_`.
@@ -50,12 +63,17 @@ def check_targets(values: Any, where: str) -> None:
             )
 
 
+MAY_BE_EMPTY = ("logger", "callbacks")
+"""Groups of which a run may have none."""
+
+
 @cache
 def _shipped_train() -> tuple[dict, set[str]]:
     """train.yaml without Hydra: the values that stand in it, and the names of the groups. Read once: a comparison
     checks many runs."""
     shipped = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text(encoding="utf-8"))
     groups = {name for item in shipped["defaults"] if isinstance(item, dict) for name in item} - {"experiment"}
+    groups -= set(MAY_BE_EMPTY)
     return {name: node for name, node in shipped.items() if name not in ("defaults", "hydra")}, groups
 
 
@@ -77,7 +95,7 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
     wanted = {path for path, _ in leaves(nodes)}
     found = dict(leaves(values))
     missing = sorted(path for path in wanted if path not in found and path.split(".")[0] != "trainer")
-    unknown = sorted(set(values) - set(nodes) - groups)
+    unknown = sorted(set(values) - set(nodes) - groups - {*MAY_BE_EMPTY, "compatible_latents"})
     if missing or unknown:
         problem = f"it lacks {missing[0]}" if missing else f"{unknown[0]} is not known here"
         raise UserError(
@@ -90,9 +108,7 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
             check_range(path, value)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-    if not isinstance(values["estimator"].get("latents"), list):
-        raise UserError(f"{where}: estimator.latents: wanted a list")
-    check_pair(values)
+    check_parts(values)
 
 
 class _Loader(yaml.SafeLoader):

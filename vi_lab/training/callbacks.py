@@ -97,7 +97,7 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, module: VAE) -> None:
         if self.resumed_after is None:
-            loggers.log_start(trainer, self.hyperparameters)
+            loggers.log_start(trainer, self.folder, self.hyperparameters)
 
     def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
         # within an epoch Lightning does not say `on_train_epoch_start` again

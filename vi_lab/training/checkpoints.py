@@ -76,12 +76,28 @@ class Checkpoints(Checkpoint):
         self.best = float("inf")
         self.is_best = False  # of the checkpoint that is written
         self.events: dict[str, int] = {}
+        self.epoch_ended = False  # at this checkpoint
+        self.stopped_early = False  # by early stopping
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "is_best": self.is_best, "events": self.events}
+        names = ("best", "is_best", "events", "epoch_ended", "stopped_early")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+        self.best, self.epoch_ended, self.stopped_early = state["best"], state["epoch_ended"], state["stopped_early"]
+
+    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+        trainer.should_stop |= self.stopped_early  # or a run that early stopping had ended would train one epoch more
+        if self.epoch_ended:
+            self._step_plateaus(trainer)
+
+    def _step_plateaus(self, trainer: lightning.Trainer) -> None:
+        """What Lightning leaves out at the end of the epoch in which, or after which, a run is resumed."""
+        row = self.recorder.rows[-1]
+        for scheduler in trainer.lr_scheduler_configs:
+            due = scheduler.interval == "epoch" and row["epoch"] % scheduler.frequency == 0
+            if scheduler.reduce_on_plateau and due:
+                scheduler.scheduler.step(row[scheduler.monitor])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
@@ -96,13 +112,18 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
         loss = self.recorder.rows[-1].get("val/loss", float("inf"))
         self.is_best, self.best = loss < self.best, min(loss, self.best)
+        self.epoch_ended = True
         self._save(trainer, module)
+        self.epoch_ended = False
         if self.is_best and trainer.is_global_zero:
             _link(self.file, self.file.with_name("best.ckpt"))
         self.is_best = False
         self._serve(trainer)
+        if trainer.fit_loop.restarting:
+            self._step_plateaus(trainer)
 
     def _save(self, trainer: lightning.Trainer, module: VAE) -> None:
+        self.stopped_early = trainer.should_stop
         self.recorder.check_losses(trainer, module)
         for name, weights in module.state_dict().items():
             if not torch.isfinite(weights).all():

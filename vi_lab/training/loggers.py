@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
+
+from vi_lab.build import instantiate
+from vi_lab.errors import UserError
+from vi_lab.runs.files import write_json
+from vi_lab.runs.trust import read_json
 
 FINAL = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss", "test/nll")
 """What TensorBoard's table of hyperparameters shows of a finished run."""
@@ -22,8 +31,70 @@ LAYOUT = {
     }
 }
 
-GROWING = ("events.out.tfevents.*",)
+SCALARS = "scalars.csv"
+GROWING = ("events.out.tfevents.*", SCALARS)
 """Files that loggers only ever append to, so that they can be cut back to where they stood at a checkpoint."""
+
+SERVICES = {"WandbLogger": "id", "MLFlowLogger": "run_id", "AimLogger": "run_hash"}
+"""Loggers that keep their record elsewhere, and the argument by which they go on with a run of theirs."""
+RECORD = "loggers.json"
+"""Where a run folder says under which identity each of them knows the run."""
+
+
+class CSVLogger(Logger):
+    """Everything that is logged in one file of three columns: step, name, value in full precision.
+
+    Lightning's own makes a column for each name and rewrites its file for a new one; this one only appends, so that a
+    resumed run goes on where its checkpoint was. `pandas.read_csv(file).pivot_table(index="step", columns="name",
+    values="value")` gives the wide table.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.file = Path(save_dir) / SCALARS
+
+    @property
+    def name(self) -> str:
+        """Of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """There is one per run folder."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config_resolved.yaml has them all."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row for each metric."""
+        with self.file.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(["step", "name", "value"])
+            writer.writerows([step, name, float(value)] for name, value in metrics.items())
+
+
+def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    """The loggers that a config names; those of a resumed run go on with its record.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    known = read_json(folder, RECORD)
+    made = []
+    for name, node in (config.get("logger") or {}).items():
+        arguments = {"save_dir": str(folder)} if "save_dir" in node and node.save_dir is None else {}
+        kind = node._target_.rpartition(".")[2]
+        if kind in SERVICES and known.get(kind):
+            arguments[SERVICES[kind]] = str(known[kind])
+        try:
+            made.append(instantiate(node, **arguments))
+        except UserError as error:
+            raise UserError(f"logger={name}: {error}") from error
+    return made
 
 
 def log(trainer: lightning.Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -39,7 +110,7 @@ def tensorboard(trainer: lightning.Trainer) -> SummaryWriter | None:
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def log_start(trainer: lightning.Trainer, hyperparameters: dict) -> None:
+def log_start(trainer: lightning.Trainer, folder: Path, hyperparameters: dict) -> None:
     """What distinguishes the run; for TensorBoard also its charts and a row of its table, to be filled at the end."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -48,6 +119,9 @@ def log_start(trainer: lightning.Trainer, hyperparameters: dict) -> None:
             logger.log_hyperparams(hyperparameters)
     if (writer := tensorboard(trainer)) is not None:
         writer.add_custom_scalars(LAYOUT)
+    kept_elsewhere = {kind: str(one.version) for one in trainer.loggers if (kind := type(one).__name__) in SERVICES}
+    if kept_elsewhere and trainer.is_global_zero:
+        write_json(folder / RECORD, kept_elsewhere)
 
 
 def log_end(trainer: lightning.Trainer, final: Mapping[str, float]) -> None:

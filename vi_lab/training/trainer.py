@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
 from vi_lab.adapters.lightning import MisconfigurationException, silence
@@ -18,6 +17,7 @@ from vi_lab.errors import UserError, one_line
 from vi_lab.schema import SHOWN, has, leaves
 from vi_lab.training.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
 from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from vi_lab.training.loggers import make_loggers
 from vi_lab.training.pictures import Pictures
 from vi_lab.training.signals import Stop
 
@@ -41,6 +41,7 @@ def build_trainer(
         recorder,
         ProgressDisplay(terminal, recorder, terminal.is_terminal and not label, label),
         *_watchers(config, folder, recorder),
+        *[instantiate(node) for node in (config.get("callbacks") or {}).values()],
         _checkpoints(config, folder, recorder, stop or Stop()),
     ]
     try:
@@ -48,7 +49,7 @@ def build_trainer(
             **plain(config.accelerator),
             **plain(config.trainer),
             default_root_dir=folder,
-            logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+            logger=make_loggers(config, folder),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             num_sanity_val_steps=0,
