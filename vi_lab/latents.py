@@ -17,10 +17,18 @@ from vi_lab.distributions import NearestCode, UniformCodes, one_hot_categorical
 
 
 class Latent(nn.Module, ABC):
-    """A family of posteriors with a fixed prior."""
+    """A family of posteriors with a fixed prior.
+
+    Your own may return any `torch.distributions` objects, or subclasses of `Distribution` that have `log_prob`,
+    `sample` and, as a posterior, `mean` (and `rsample` for the pathwise estimators). Where torch has no KL for the two,
+    register one with `torch.distributions.register_kl`. `vi_lab.models.VAE` takes every latent; its families take
+    theirs and subclasses of these.
+    """
 
     event_shape: tuple[int, ...]
+    """Of one sample z."""
     feature_size: int
+    """What the encoder has to give per image."""
 
     @abstractmethod
     def posterior(self, features: Tensor) -> Distribution:

@@ -236,9 +236,12 @@ class DiscreteVAE(VAE):
     latents: ClassVar[tuple[type[Latent], ...]] = (Categorical, Bernoulli)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        variables, *classes = self.latent.event_shape
+        if type(self.latent) not in (Categorical, Bernoulli):  # another prior, perhaps
+            return {"posterior_perplexity": (q.entropy().mean() / variables).exp()}
         # the prior is uniform: entropy = log(states) - KL, for nothing
-        classes = self.latent.event_shape[1] if len(self.latent.event_shape) == 2 else 2
-        return {"posterior_perplexity": classes * (-terms.kl.mean() / self.latent.event_shape[0]).exp()}
+        states = classes[0] if classes else 2
+        return {"posterior_perplexity": states * (-terms.kl.mean() / variables).exp()}
 
 
 class GumbelSoftmaxVAE(DiscreteVAE):
