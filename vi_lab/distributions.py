@@ -386,10 +386,12 @@ class NearestCode(Distribution):
 
     @property
     def mean(self) -> Tensor:
+        """(B, L, D) the codes."""
         return self.codes
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """(*sample_shape, B, L, D), all alike, without gradient."""
         return self.codes.expand(*sample_shape, *self.codes.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -406,6 +408,7 @@ class UniformCodes(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """(*sample_shape, L, D) from the default generator, without gradient."""
         size = (*sample_shape, self.event_shape[0])
         return self.codebook[torch.randint(len(self.codebook), size, device=self.codebook.device)]
 
