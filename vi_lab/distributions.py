@@ -3,11 +3,15 @@
 q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoulli, 1)` with event (L,),
 `Independent(Normal, 1)` with event (D,), or `NearestCode` with event (L, D). Samples come first, batch second, event
 last: (S, B, *event).
+
+Any other distribution is taken as torch has it: `base`, `log_prob`, `sample`, `draw` and `kl_divergence` work for it,
+the KL where `torch.distributions.register_kl` knows one.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import torch
@@ -23,6 +27,10 @@ from torch.distributions import (
 )
 from torch.distributions import kl_divergence as torch_kl_divergence
 from torch.nn import functional as F
+
+from vi_lab.seeding import seed_noise
+
+_GENERATOR = threading.Lock()  # held while the default generator is seeded and drawn from
 
 
 def one_hot_categorical(logits: Tensor) -> OneHotCategorical:
@@ -43,17 +51,25 @@ def base(q: Distribution) -> Distribution:
     return q.base_dist if isinstance(q, Independent) else q
 
 
+def _discrete(q: Distribution) -> OneHotCategorical | Bernoulli | None:
+    """The base of a `q` with event (L, C) or (L,), of which the formulas here hold; None of any other."""
+    b = base(q)
+    if isinstance(b, (OneHotCategorical, Bernoulli)) and len(q.event_shape) == len(b.event_shape) + 1:
+        return b
+    return None
+
+
 def discrete(q: Distribution, method: str) -> OneHotCategorical | Bernoulli:
     """The base of a categorical or Bernoulli `q`.
 
     Raises:
         TypeError: `q` is something else; `method` names who asked.
     """
-    b = base(q)
-    if not isinstance(b, (OneHotCategorical, Bernoulli)):
+    b = _discrete(q)
+    if b is None:
         raise TypeError(
             f"{method} needs a discrete posterior (OneHotCategorical or Bernoulli, under Independent), "
-            f"got {type(b).__name__}"
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
         )
     return b
 
@@ -152,7 +168,7 @@ def tied_conditional(q: Distribution, z: Tensor) -> Tensor:
 @torch.no_grad()
 def sample(q: Distribution, samples: int) -> Tensor:
     """Draws from the true `q` without gradient: (samples, B, *event). Gumbel-argmax for categoricals."""
-    if isinstance(base(q), (OneHotCategorical, Bernoulli)):
+    if _discrete(q) is not None:
         return vertex(q, perturbed_logits(q, samples))
     return q.sample((samples,))
 
@@ -167,7 +183,8 @@ def draw(q: Distribution, samples: int, generator: torch.Generator) -> Tensor:
     """`sample` from a generator of its own, for many samples: (samples, B, *event). The same distribution, other draws.
 
     A discrete variable takes one uniform number, which is looked up in its cumulative probabilities, in place of a
-    Gumbel per class: a tenth of the time.
+    Gumbel per class: a tenth of the time. A distribution that is none of ours draws from the default generator, which
+    is seeded for it and then left as it was.
     """
     b = base(q)
     if isinstance(b, NearestCode):
@@ -185,8 +202,13 @@ def draw(q: Distribution, samples: int, generator: torch.Generator) -> Tensor:
         z = below.clone()
         z[..., 1:] -= below[..., :-1]  # 1 where it steps up
         return z
-    b = gaussian(q, "sampling")
-    return b.loc + b.scale * noise(torch.randn, b.loc)
+    if isinstance(b, Normal):
+        return b.loc + b.scale * noise(torch.randn, b.loc)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with _GENERATOR, torch.random.fork_rng(devices):
+        seed_noise(generator.device, seed)
+        return q.sample((samples,))
 
 
 def relaxed_sample(q: Distribution, temperature: Tensor | float, samples: int) -> Tensor:
@@ -245,7 +267,7 @@ def log_prob(q: Distribution, z: Tensor) -> Tensor:
     For the discrete families the formula is the one linear in z (sum of z * log p), which equals log q at every
     vertex and extends to relaxed z, where `torch.distributions` would take an argmax and lose the gradient.
     """
-    b = base(q)
+    b = _discrete(q)
     if isinstance(b, OneHotCategorical):
         return (z * b.logits).sum((-1, -2))
     if isinstance(b, Bernoulli):
@@ -254,14 +276,33 @@ def log_prob(q: Distribution, z: Tensor) -> Tensor:
 
 
 def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) in nats, (B,), for q and p of one family.
+    """KL(q || p) in nats, (B,), for q and p of one discrete family, or for types that torch has a KL for.
 
     The discrete log q is linear in z here, so its expectation is its value at the mean: E_q[log q - log p] needs no
     sum of its own. (`torch.distributions` masks zero probabilities besides, at twice the time.)
+
+    Raises:
+        NotImplementedError: no KL is known for the two types.
+        ValueError: the one that is known gives another shape.
     """
-    if isinstance(base(q), (OneHotCategorical, Bernoulli)):
+    b, prior = _discrete(q), _discrete(p)
+    if b is not None and prior is not None and isinstance(b, Bernoulli) == isinstance(prior, Bernoulli):
         return log_prob(q, q.mean) - log_prob(p, q.mean)
-    return torch_kl_divergence(q, p)
+    within = isinstance(q, Independent) and isinstance(p, Independent)  # torch then looks for that of their bases
+    names = ", ".join(type(base(d) if within else d).__name__ for d in (q, p))
+    try:
+        kl = torch_kl_divergence(q, p)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"no KL(q || p) is known for ({names}): write one and register it, "
+            f"@torch.distributions.register_kl({names})"
+        ) from error
+    if kl.shape != q.batch_shape:
+        raise ValueError(
+            f"the KL registered for ({names}) must give one number per image, of shape {tuple(q.batch_shape)}; "
+            f"got {tuple(kl.shape)}"
+        )
+    return kl
 
 
 def detach(q: Distribution) -> Distribution:
@@ -345,10 +386,12 @@ class NearestCode(Distribution):
 
     @property
     def mean(self) -> Tensor:
+        """(B, L, D) the codes."""
         return self.codes
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """(*sample_shape, B, L, D), all alike, without gradient."""
         return self.codes.expand(*sample_shape, *self.codes.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -365,6 +408,7 @@ class UniformCodes(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """(*sample_shape, L, D) from the default generator, without gradient."""
         size = (*sample_shape, self.event_shape[0])
         return self.codebook[torch.randint(len(self.codebook), size, device=self.codebook.device)]
 

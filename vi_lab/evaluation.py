@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, OneHotCategorical
+from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
@@ -86,7 +86,7 @@ class Evaluation:
     nll: the importance-sampled -log p(x) (see `importance_weighted`); bits_per_dimension: nll / (pixels log 2).
     effective_samples: (sum w)^2 / sum w^2, mean over images: close to 1, the nll is still far above the truth.
     active_units, code_perplexity, codes_used: see `units`.
-    mutual_information, marginal_kl: see `mutual_information`.
+    mutual_information, marginal_kl: see `mutual_information`; only where the posterior is one of `exponential_family`.
     loss_relaxed, loss_unrelaxed, relaxation_gap: the training objective as the estimator sees it, with its samples,
     and at the true samples; only where the estimator relaxes.
     NAME_error: the standard error of NAME's mean over images."""
@@ -204,7 +204,8 @@ def evaluate(
     if "perplexity" in rows[0]:
         metrics["code_perplexity"] = sum(row["perplexity"] for row in rows) / len(rows)
         metrics["codes_used"] = sum(row["codes_used"] for row in rows) / len(rows)
-    return Evaluation(metrics, rows, per_image, done, samples, interrupted, _notes(model, binary, certain))
+    notes = _notes(model, binary, certain, "mutual_information" in metrics)
+    return Evaluation(metrics, rows, per_image, done, samples, interrupted, notes)
 
 
 @contextmanager
@@ -250,7 +251,9 @@ def _block(model: Model, x: Tensor, dtype: torch.dtype, samples: int, seeds: tup
     q, p, nats = model.posterior(x.to(dtype)), model.latent.prior(), model.nats(x)
     z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
     kl = _double(kl_divergence(q, p))
-    kept = (reconstruction, kl, log_evidence, effective, *exponential_family(q, z), unit_means(q))
+    empty = kl.new_zeros(len(kl), 0)
+    family = exponential_family(q, z) if has_exponential_family(q) else (empty, empty, kl.new_zeros(len(kl)))
+    kept = (reconstruction, kl, log_evidence, effective, *family, unit_means(q))
     return _Block(*(tensor.cpu() for tensor in kept))
 
 
@@ -295,6 +298,11 @@ def importance_weighted(
     return z[-1], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
 
 
+def has_exponential_family(q: Distribution) -> bool:
+    """Whether `exponential_family` knows q: all posteriors of `vi_lab.latents`, but maybe not your own."""
+    return isinstance(base(q), (OneHotCategorical, Bernoulli, NearestCode, Normal))
+
+
 def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """T, eta, A in float64 such that log q(z|x) = <T(z), eta(x)> - A(x), so that log q of many z under many x is one
     matrix product. z (B, *event) -> T (B, F), eta (B, F), A (B,).
@@ -302,18 +310,21 @@ def exponential_family(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor, Tens
     Categorical: T = z, eta = log p. Bernoulli: T = z, eta = logits, A = sum softplus(logits). Gaussian: T = (z, z^2),
     eta = (mu, -1/2) / sigma^2, A = sum mu^2 / 2 sigma^2 + log sigma + log(2 pi) / 2. A certain posterior (vector
     quantization) is the limit of sharp ones: log q = 0 where all codes agree and at most -1e9 elsewhere.
+
+    Raises:
+        TypeError: `q` is something else.
     """
     b, z = base(q), _double(z)
     if isinstance(b, OneHotCategorical):
         return z.flatten(1), _double(b.logits).flatten(1), z.new_zeros(len(z))
     if isinstance(b, Bernoulli):
-        logits = _double(b.logits)
-        return z, logits, F.softplus(logits).sum(-1)
+        logits = _double(b.logits).flatten(1)
+        return z.flatten(1), logits, F.softplus(logits).sum(-1)
     if isinstance(b, NearestCode):
         codes = _double(unit_means(q)).flatten(1)  # (B, L*K) one-hot, of z too
         return codes, 1e9 * codes, 1e9 * codes.sum(-1)
     b = gaussian(q, "the aggregated posterior")
-    mean, scale = _double(b.loc), _double(b.scale)
+    z, mean, scale = z.flatten(1), _double(b.loc).flatten(1), _double(b.scale).flatten(1)
     precision = scale**-2
     log_normalizer = (0.5 * mean**2 * precision + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
     return torch.cat([z, z**2], -1), torch.cat([mean * precision, -0.5 * precision], -1), log_normalizer
@@ -341,15 +352,16 @@ def mutual_information(statistic: Tensor, natural: Tensor, log_normalizer: Tenso
 
 
 def unit_means(q: Distribution) -> Tensor:
-    """E_q[z] by variable, with a discrete z as one-hot: (B, L, C) class probabilities, or (B, D, 1) Gaussian means."""
+    """E_q[z] by variable, with a discrete z as one-hot: (B, L, C) class probabilities, or (B, D, 1) means."""
     b = base(q)
     if isinstance(b, OneHotCategorical):
-        return b.probs
+        return b.probs.reshape(len(b.probs), -1, b.probs.shape[-1])
     if isinstance(b, Bernoulli):
-        return torch.stack([1 - b.probs, b.probs], -1)
+        probs = b.probs.flatten(1)
+        return torch.stack([1 - probs, probs], -1)
     if isinstance(b, NearestCode):
         return F.one_hot(b.index, len(b.codebook)).to(b.codes.dtype)
-    return gaussian(q, "the count of active units").loc.unsqueeze(-1)
+    return q.mean.flatten(1).unsqueeze(-1)
 
 
 def _per_image(whole: _Block, pixels: int, certain: bool) -> dict[str, Tensor]:
@@ -363,6 +375,8 @@ def _per_image(whole: _Block, pixels: int, certain: bool) -> dict[str, Tensor]:
         nll = -whole.log_evidence
         values |= {"nll": nll, "bits_per_dimension": nll / (pixels * math.log(2))}
         values["effective_samples"] = whole.effective_samples
+    if not whole.statistic.shape[1]:
+        return values
     information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
     return values | {"mutual_information": information, "marginal_kl": whole.kl - information}  # adds up to the kl
 
@@ -395,7 +409,7 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(model: Model, binary: bool, certain: bool) -> list[str]:
+def _notes(model: Model, binary: bool, certain: bool, information: bool) -> list[str]:
     notes = []
     likelihood = getattr(model, "likelihood", None)
     if not binary and isinstance(likelihood, likelihoods.Bernoulli):
@@ -409,5 +423,10 @@ def _notes(model: Model, binary: bool, certain: bool) -> list[str]:
         notes.append(
             "the posterior is certain: importance sampling gives the negative ELBO back, whatever K, so no nll is "
             "reported, and one sample is enough"
+        )
+    if not information:
+        notes.append(
+            "the mutual information is left out: it is known for categorical, Bernoulli, diagonal Gaussian and "
+            "vector-quantized posteriors only"
         )
     return notes

@@ -17,10 +17,18 @@ from vi_lab.distributions import NearestCode, UniformCodes, one_hot_categorical
 
 
 class Latent(nn.Module, ABC):
-    """A family of posteriors with a fixed prior."""
+    """A family of posteriors with a fixed prior.
+
+    Your own may return any `torch.distributions` objects, or subclasses of `Distribution` that have `log_prob`,
+    `sample` and, as a posterior, `mean` (and `rsample` for the pathwise estimators). Where torch has no KL for the two,
+    register one with `torch.distributions.register_kl`. `vi_lab.models.VAE` takes every latent; its families take
+    theirs and subclasses of these.
+    """
 
     event_shape: tuple[int, ...]
+    """Of one sample z."""
     feature_size: int
+    """What the encoder has to give per image."""
 
     @abstractmethod
     def posterior(self, features: Tensor) -> Distribution:
@@ -31,6 +39,7 @@ class Latent(nn.Module, ABC):
         """p(z), batch shape ()."""
 
     def forward(self, features: Tensor) -> Distribution:
+        """`posterior` of features in at least float32, since logits and scales need its digits."""
         return self.posterior(features.to(torch.promote_types(features.dtype, torch.float32)))
 
     @property
@@ -39,6 +48,7 @@ class Latent(nn.Module, ABC):
         return math.prod(self.event_shape)
 
     def extra_repr(self) -> str:
+        """Shown by `repr`: the shape of a sample."""
         return f"event_shape={self.event_shape}"
 
 
@@ -61,10 +71,12 @@ class Categorical(Latent):
         self.register_buffer("prior_logits", torch.zeros(variables, classes), persistent=False)
 
     def posterior(self, features: Tensor) -> Distribution:
+        """(B, L * C) logits, those of a variable side by side -> event (L, C)."""
         logits = features.unflatten(-1, self.event_shape)  # (B, L*C) -> (B, L, C)
         return Independent(one_hot_categorical(logits), 1, validate_args=False)
 
     def prior(self) -> Distribution:
+        """Every class alike."""
         return Independent(one_hot_categorical(self.prior_logits), 1, validate_args=False)
 
 
@@ -81,9 +93,11 @@ class Bernoulli(Latent):
         self.register_buffer("prior_logits", torch.zeros(variables), persistent=False)
 
     def posterior(self, features: Tensor) -> Distribution:
+        """(B, L) logits -> event (L,)."""
         return Independent(distributions.Bernoulli(logits=features, validate_args=False), 1, validate_args=False)
 
     def prior(self) -> Distribution:
+        """Probability 1/2."""
         q = distributions.Bernoulli(logits=self.prior_logits, validate_args=False)
         return Independent(q, 1, validate_args=False)
 
@@ -101,11 +115,13 @@ class Gaussian(Latent):
         self.register_buffer("prior_mean", torch.zeros(dim), persistent=False)
 
     def posterior(self, features: Tensor) -> Distribution:
+        """(B, 2 D), means before log variances -> event (D,)."""
         mean, log_variance = features.chunk(2, -1)
         normal = distributions.Normal(mean, (0.5 * log_variance).exp(), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
     def prior(self) -> Distribution:
+        """Mean 0, variance 1."""
         normal = distributions.Normal(self.prior_mean, torch.ones_like(self.prior_mean), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
@@ -126,8 +142,10 @@ class VQ(Latent):
         self.codebook = nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1) / classes)
 
     def posterior(self, features: Tensor) -> Distribution:
+        """(B, L * D) encodings -> the codes nearest to them, event (L, D)."""
         encoding = features.unflatten(-1, self.event_shape)  # (B, L*D) -> (B, L, D)
         return NearestCode(encoding, self.codebook.to(features.dtype))
 
     def prior(self) -> Distribution:
+        """Every code alike, for each variable."""
         return UniformCodes(self.codebook, self.event_shape[0])

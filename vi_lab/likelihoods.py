@@ -30,10 +30,12 @@ class Bernoulli(Likelihood):
     """
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        """Cross-entropy of pixels in [0, 1] with their logits: (S, B), nats summed over pixels."""
         nats = F.binary_cross_entropy_with_logits(output, x.to(output).expand_as(output), reduction="none")
         return nats.flatten(2).sum(-1)
 
     def mean(self, output: Tensor) -> Tensor:
+        """The pixels' probabilities."""
         return output.sigmoid()
 
 
@@ -54,9 +56,11 @@ class Gaussian(Likelihood):
             self.register_buffer("log_scale", log_scale)
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        """-log density: (S, B), nats summed over pixels; negative where densities exceed 1."""
         residual = (x - output) * (-self.log_scale).exp()
         nats = 0.5 * residual.square().flatten(2).sum(-1)
         return nats + x[0].numel() * (self.log_scale + 0.5 * math.log(2 * math.pi))
 
     def mean(self, output: Tensor) -> Tensor:
+        """The output as it is."""
         return output

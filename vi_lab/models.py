@@ -52,12 +52,15 @@ class Means:
         return {name: total / weight for name, total in zip(self.names, totals, strict=True)}
 
     def reset(self) -> None:
+        """Forget what was added."""
         self.total, self.weight = None, 0
 
     def state_dict(self) -> dict[str, Any]:
+        """The sums, for a checkpoint."""
         return {"names": self.names, "total": self.total, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the sums of a checkpoint, to the last bit."""
         self.names, self.total, self.weight = state["names"], state["total"], state["weight"]
 
 
@@ -157,6 +160,7 @@ class VAE(lightning.LightningModule):
     # --- training ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """() mean loss of a batch plus control loss; the noise is a function of (seed, epoch, batch, process)."""
         x, _ = batch
         seed_noise(self.device, self.seed, NOISE, self.current_epoch, batch_idx, self.global_rank)
         q, nats = self.posterior(x), self.nats(x)
@@ -202,21 +206,25 @@ class VAE(lightning.LightningModule):
         means.add(torch.stack([terms.loss.mean(), terms.reconstruction.mean(), terms.kl.mean()]), len(x))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`evaluation_step` on the split that the loader is of."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
         self.evaluation_step(datamodule.validation_splits[dataloader_idx], batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """`evaluation_step` on the test split."""
         self.evaluation_step("test", batch, batch_idx)
 
     # --- exact resume: what has been accumulated since the epoch began --------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Adds the running means, so that an epoch resumed halfway reports what it would have."""
         checkpoint["means"] = {
             "epoch": self.epoch_means.state_dict(),
             "window": self.window_means.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Takes the running means back."""
         self.epoch_means.load_state_dict(checkpoint["means"]["epoch"])
         self.window_means.load_state_dict(checkpoint["means"]["window"])
 
@@ -227,6 +235,7 @@ class GaussianVAE(VAE):
     latents = (Gaussian,)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        """The mean of sigma over images and variables."""
         return {"posterior_scale": gaussian(q, type(self).__name__).scale.mean()}
 
 
@@ -236,9 +245,13 @@ class DiscreteVAE(VAE):
     latents: ClassVar[tuple[type[Latent], ...]] = (Categorical, Bernoulli)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        """exp of the mean entropy of a variable, over images too: from 1 to the number of classes."""
+        variables, *classes = self.latent.event_shape
+        if type(self.latent) not in (Categorical, Bernoulli):  # another prior, perhaps
+            return {"posterior_perplexity": (q.entropy().mean() / variables).exp()}
         # the prior is uniform: entropy = log(states) - KL, for nothing
-        classes = self.latent.event_shape[1] if len(self.latent.event_shape) == 2 else 2
-        return {"posterior_perplexity": classes * (-terms.kl.mean() / self.latent.event_shape[0]).exp()}
+        states = classes[0] if classes else 2
+        return {"posterior_perplexity": states * (-terms.kl.mean() / variables).exp()}
 
 
 class GumbelSoftmaxVAE(DiscreteVAE):
@@ -255,6 +268,7 @@ class StraightThroughVAE(DiscreteVAE):
     latents = (Categorical, Bernoulli, VQ)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        """That of `DiscreteVAE`; for vector quantization, use of the codes and squared distance to them."""
         if not isinstance(self.latent, VQ):
             return super().extra_metrics(q, terms)
         q = nearest_code(q, type(self).__name__)
@@ -273,4 +287,5 @@ class ReinforceVAE(VAE):
     latents = (Categorical, Bernoulli, Gaussian)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        """Standard deviation of the costs over samples and images, in nats."""
         return {"cost_std": terms.cost.std(correction=0)}

@@ -28,6 +28,7 @@ class Constant:
         _positive(self, "start")
 
     def __call__(self, step: int) -> float:
+        """`start`, at every step."""
         return self.start
 
 
@@ -43,6 +44,7 @@ class Linear:
         _positive(self, "start", "end", "steps")
 
     def __call__(self, step: int) -> float:
+        """On the line until step `steps`, then `end`."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
 
@@ -61,6 +63,7 @@ class Exponential:
             raise ValueError(f"schedule rate must not be negative, got {self.rate}")
 
     def __call__(self, step: int) -> float:
+        """Constant within an interval and never below the floor."""
         return max(self.floor, self.start * math.exp(-self.rate * (step // self.interval * self.interval)))
 
 
@@ -69,4 +72,5 @@ class Cosine(Linear):
     """tau(t) = end + (start - end) * (1 + cos(pi * min(t / steps, 1))) / 2"""
 
     def __call__(self, step: int) -> float:
+        """On half a cosine until step `steps`, then `end`."""
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2

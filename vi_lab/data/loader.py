@@ -69,6 +69,7 @@ class BatchLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
+        """Which order and pixel noise come next; evaluation stays at epoch 0, so that its noise repeats."""
         self.epoch = epoch if self.shuffle else 0
 
     def __len__(self) -> int:
@@ -106,4 +107,5 @@ class BatchLoader:
         return {"next_batch": self.next_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the last batch that was handed out."""
         self.resume_at = self.next_batch = state["next_batch"] % self.batches

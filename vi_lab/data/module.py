@@ -84,6 +84,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         return self.digest
 
     def setup(self, stage: str | None = None) -> None:
+        """Split the data and move it to the trainer's device, or leave it on the CPU where there is no trainer."""
         images = self.load()
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if self.binarization == "fixed":
@@ -119,10 +120,13 @@ class MNISTDataModule(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches of this process's shard."""
         return self.loader("train")
 
     def val_dataloader(self) -> list[BatchLoader]:
+        """A loader for each of `validation_splits`, in file order."""
         return [self.loader(split) for split in self.validation_splits]
 
     def test_dataloader(self) -> BatchLoader:
+        """The test split in file order."""
         return self.loader("test")

@@ -33,6 +33,7 @@ class ARM(GradientEstimator):
             raise ValueError(f"{type(self).__name__} draws antithetic pairs: samples must be even, got {samples}")
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S / 2 pairs, in one call; TypeError where `q` is not Bernoulli."""
         phi = bernoulli(q, type(self).__name__).logits  # (B, L)
         noise = logistic_like(phi, self.samples // 2)  # (S/2, B, L)
         z = (torch.cat([phi + noise, phi - noise]) > 0).to(phi.dtype)  # (S, B, L)

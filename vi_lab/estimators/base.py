@@ -74,6 +74,7 @@ class GradientEstimator(nn.Module, ABC):
             self.train(training)
 
     def extra_repr(self) -> str:
+        """Shown by `repr`: S."""
         return f"samples={self.samples}"
 
 
@@ -98,9 +99,11 @@ class Exponential(nn.Module):
     """Parametrizes a positive number by its logarithm."""
 
     def forward(self, log: Tensor) -> Tensor:
+        """The number itself."""
         return log.exp()
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        """Its logarithm, which is what the optimizer moves."""
         return value.log()
 
 

@@ -34,6 +34,7 @@ class NoBaseline(Baseline):
     """Zero."""
 
     def forward(self, cost: Tensor, context: Tensor | None) -> Tensor:
+        """() 0."""
         return cost.new_zeros(())
 
 
@@ -55,6 +56,7 @@ class MovingAverage(Baseline):
         self.register_buffer("weight", torch.tensor(0.0))
 
     def forward(self, cost: Tensor, context: Tensor | None) -> Tensor:
+        """() mean cost of past steps, in nats; in training, this step's enters it afterwards."""
         # weight is 0 only before the first update, where total is 0 too
         baseline = self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
         if self.training:
@@ -69,6 +71,7 @@ class LeaveOneOut(Baseline):
     minimum_samples = 2
 
     def forward(self, cost: Tensor, context: Tensor | None) -> Tensor:
+        """(S, B): for each sample the mean cost of the other S - 1, in nats."""
         return (cost.sum(0) - cost) / (cost.shape[0] - 1)
 
 
@@ -93,15 +96,18 @@ class InputDependent(Baseline):
         self.variance = MovingAverage(decay) if normalize_variance else None
 
     def forward(self, cost: Tensor, context: Tensor | None) -> Tensor:
+        """(B,) b(x) + c in nats, with gradient to the network; ValueError where x is not given."""
         if context is None:
             raise ValueError("the baseline InputDependent needs the input x as context, got none")
         prediction = self.network(context.detach().to(cost.dtype)).squeeze(-1)  # (B, ...) -> (B,)
         return prediction + self.mean(cost - prediction.detach(), None)
 
     def normalize(self, advantage: Tensor) -> Tensor:
+        """(S, B) divided by max(1, moving standard deviation), where that is wanted."""
         if self.variance is None:
             return advantage
         return advantage / self.variance(advantage.detach().square(), None).sqrt().clamp_min(1)
 
     def control_loss(self, cost: Tensor, baseline: Tensor) -> Tensor:
+        """() squared error, mean over samples and images."""
         return (cost - baseline).square().mean()

@@ -18,5 +18,6 @@ class DisARM(ARM):
     """`samples` / 2 antithetic pairs for Bernoulli variables."""
 
     def weight(self, phi: Tensor, noise: Tensor) -> Tensor:
+        """The mean of ARM's weight given the pair: 0 where z = z', 1/4 to 1/2 in size where they differ."""
         differs = noise.abs() > phi.abs()  # then z - z' is the sign of the noise
         return 0.5 * noise.sign() * differs * phi.abs().sigmoid()

@@ -45,6 +45,7 @@ class DisARMTree(DisARM):
     """`samples` / 2 antithetic pairs for categorical variables."""
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S / 2 pairs, however many classes; TypeError where `q` is not categorical."""
         logits = categorical(q, type(self).__name__).logits  # (B, L, C)
         tree = binary_tree(logits.shape[-1]).to(logits)  # (C-1, C)
 

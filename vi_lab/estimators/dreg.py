@@ -28,6 +28,7 @@ class DoublyReparameterised(GradientEstimator):
     kl = "path"
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f = -log w at S samples; a hook on z multiplies the gradient that flows through it."""
         z = q.rsample((self.samples,))
         f = cost(z)
         if z.requires_grad:

@@ -29,6 +29,7 @@ class Exact(GradientEstimator):
         self.max_states = max_states
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at all N states for every image, in one call: (N, B, *event)."""
         states = number_of_states(q)
         if states > self.max_states:
             raise ValueError(f"exact enumeration takes at most max_states={self.max_states} states, q has {states}")

@@ -35,6 +35,7 @@ class GappedStraightThrough(GradientEstimator):
         self.gap = gap
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q; TypeError where it is not discrete."""
         b = discrete(q, "gapped straight-through")
         z = sample(q, self.samples)  # (S, B, *event)
         if isinstance(b, OneHotCategorical):

@@ -47,6 +47,7 @@ class GumbelRao(GradientEstimator):
         self.inner_samples = inner_samples
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q, whatever K; TypeError where it is not discrete."""
         logits = discrete(q, "Gumbel-Rao").logits
         z = sample(q, self.samples)  # (S, B, *event)
         relaxed = conditional_relaxation(q, logits, z, self.temperature, self.inner_samples)

@@ -32,4 +32,5 @@ class GumbelSoftmax(GradientEstimator):
         add_temperature(self, temperature, learn=learn_temperature)
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S relaxed samples, inside the simplex or (0, 1); TypeError where `q` is not discrete."""
         return differentiable(cost(relaxed_sample(q, self.temperature, self.samples)))

@@ -23,5 +23,6 @@ class ImportanceWeighted(GradientEstimator):
     kl = "monte_carlo"
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f = -log w at S samples; the loss is the bound in nats."""
         f = cost(q.rsample((self.samples,)))
         return Estimate(importance_weighted_bound(f), f.new_zeros(()), f.detach())

@@ -51,6 +51,7 @@ class LocalExpectation(GradientEstimator):
         self.chunk = chunk
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples and, without gradient, with each variable set to each value: S * L * K times."""
         b = discrete(q, "local expectation")
         if isinstance(b, OneHotCategorical):
             probs = b.probs  # (B, L, K)

@@ -24,6 +24,7 @@ class MuProp(GradientEstimator):
     unbiased = True
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples and, for the expansion, once at the mean of q, between the vertices."""
         discrete(q, "MuProp")
         mean = q.mean.detach().requires_grad_()  # (B, *event)
         at_mean = cost(mean.unsqueeze(0))  # (1, B)

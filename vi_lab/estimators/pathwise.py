@@ -20,6 +20,7 @@ class Pathwise(GradientEstimator):
     unbiased = True
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S reparameterized samples; TypeError where `q` has none."""
         if not q.has_rsample:
             raise TypeError(f"the pathwise gradient needs a reparameterized posterior such as Normal, got {q}")
         return differentiable(cost(q.rsample((self.samples,))))

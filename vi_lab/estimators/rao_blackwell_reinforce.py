@@ -40,6 +40,7 @@ class RaoBlackwellReinforce(GradientEstimator):
         self.top_k, self.chunk = top_k, chunk
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples and, without gradient, at S * L * (k + 1) replacements of one variable."""
         b = base(q)
         if not isinstance(b, OneHotCategorical):
             raise TypeError(

@@ -49,6 +49,7 @@ class REBAR(GradientEstimator):
         return self.eta * cost(relaxed)
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples and at S relaxed ones; TypeError where `q` is not discrete."""
         logits = discrete(q, type(self).__name__).logits
         leaf = logits.detach().requires_grad_()  # c is differentiated here, so its gradient stays off the decoder
         free = from_logits(q, leaf)

@@ -35,6 +35,7 @@ class Reinforce(GradientEstimator):
             )
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q; `context` is for the baseline."""
         z = sample(q, self.samples)
         f = cost(z)
         baseline = self.baseline(f.detach(), context)

@@ -37,5 +37,6 @@ class ReinMax(GradientEstimator):
         add_temperature(self, temperature)
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q; TypeError where it is not discrete."""
         z = sample(q, self.samples)  # (S, B, *event)
         return differentiable(cost(straight_through(z, heun(q, z, self.temperature))))

@@ -35,6 +35,7 @@ class ReinMaxCV(GumbelRao):
         self.eta = eta
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q, whatever K; TypeError where it is not discrete."""
         discrete(q, "ReinMax-CV")
         z = sample(q, self.samples)  # (S, B, *event)
         middle = midpoint_logits(q, z)

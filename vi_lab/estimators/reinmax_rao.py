@@ -24,6 +24,7 @@ class ReinMaxRao(GumbelRao):
     """Hard forward; backward, Heun's step with a Gumbel-Rao relaxation at its midpoint."""
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q, whatever K; TypeError where it is not discrete."""
         probs = discrete(q, "ReinMax-Rao").probs
         z = sample(q, self.samples)  # (S, B, *event)
         rao = conditional_relaxation(q, midpoint_logits(q, z), z, self.temperature, self.inner_samples)

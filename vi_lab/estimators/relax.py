@@ -33,4 +33,5 @@ class RELAX(REBAR):
         self.network = nn.Sequential(nn.Flatten(2), nn.LazyLinear(hidden), nn.Tanh(), last)
 
     def control(self, relaxed: Tensor, cost: Cost) -> Tensor:
+        """REBAR's c plus the network's r, in nats: (S, B, *event) -> (S, B)."""
         return super().control(relaxed, cost) + self.network(relaxed).squeeze(-1)

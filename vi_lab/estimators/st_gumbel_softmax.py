@@ -37,6 +37,7 @@ class StraightThroughGumbelSoftmax(GradientEstimator):
             add_temperature(self, backward_temperature, "backward_temperature")
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q; TypeError where it is not discrete."""
         logits = discrete(q, "straight-through Gumbel-softmax").logits
         noise = standard_noise(q, self.samples)  # (S, B, *event)
         backward = self.temperature if self.backward_temperature is None else self.backward_temperature

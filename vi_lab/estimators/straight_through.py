@@ -23,5 +23,6 @@ class StraightThrough(GradientEstimator):
     exact_for = "linear"
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f at S samples of the true q; TypeError where it is not discrete."""
         probs = discrete(q, "straight-through").probs.expand(self.samples, *q.batch_shape, *q.event_shape)
         return differentiable(cost(straight_through(sample(q, self.samples), probs)))

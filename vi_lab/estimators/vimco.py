@@ -42,6 +42,7 @@ class VIMCO(GradientEstimator):
             raise ValueError(f"VIMCO needs samples=2 or more, got samples={samples}")
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f = -log w at S samples; the loss is the bound in nats."""
         z = sample(q, self.samples)
         f = cost(z)
         loss = importance_weighted_bound(f)  # -L

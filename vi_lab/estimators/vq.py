@@ -34,6 +34,7 @@ class VectorQuantization(GradientEstimator):
         self.commitment = commitment
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """Takes f once, at the codes: (1, B, L, D); TypeError where `q` is not a `NearestCode`."""
         q = nearest_code(q, "vector quantization")
         f = cost(straight_through(q.codes, q.encoding).unsqueeze(0))  # (1, B, L, D) -> (1, B)
         codebook_loss = (q.encoding.detach() - q.codes).square().sum((-1, -2))
