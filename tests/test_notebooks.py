@@ -31,9 +31,6 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     )
     client.execute()
     pictures = [
-        output
-        for cell in content.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
+        output for cell in content.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
     assert len(pictures) >= 3
