@@ -90,6 +90,22 @@ def commands_of(block: Block) -> list[list[str]]:
 COMMANDS = [(b.page, words) for b in BLOCKS if b.language == "sh" and not b.not_run for words in commands_of(b)]
 
 
+AWAITED = [
+    group
+    for group in ("logger", "callbacks", "lr_scheduler", "trainer", "paths", "estimator/family")
+    if not (CONFIGS / group).is_dir()
+]
+"""Groups that the pages describe and that are not there yet. Where one is missing its commands fail, under a name that
+begins with what they wait for. To go, with `label`, once the list is empty."""
+
+
+def label(page: Path, words: list[str]) -> str:
+    awaited = [group for group in AWAITED if any(word.startswith(f"{group}=") for word in words)]
+    if "estimator/family" in AWAITED and "conf" in words and "python" in words[0]:
+        awaited.append("own classes")
+    return f"{'AWAITS ' if awaited else ''}{' '.join(awaited)} {name(page)}: {' '.join(words)}".strip()
+
+
 def as_vi_lab(words: list[str]) -> list[str] | None:
     """The arguments of vi-lab; None where another program is called."""
     if words[0] == "vi-lab":
@@ -132,7 +148,7 @@ def test_no_block_escapes() -> None:
 # --- shell ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{name(p)}: {' '.join(w)}" for p, w in COMMANDS])
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[label(p, w) for p, w in COMMANDS])
 def test_commands(page: Path, words: list[str], folder: Path, capsys: pytest.CaptureFixture) -> None:
     write_files(page, folder)
     arguments = as_vi_lab(words)
@@ -207,8 +223,10 @@ def test_scripts_parse(block: Block) -> None:
 PACKAGES = [page for page in PAGES if any(block.title.startswith("mypkg/") for block in blocks_of(page))]
 
 
-@pytest.mark.parametrize("page", PACKAGES, ids=name)
-def test_classes_of_ones_own_train(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PACKAGES, ids=lambda page: ("AWAITS own classes " if AWAITED else "") + name(page))
+def test_classes_of_ones_own_train(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """The pages on own classes are followed to the letter, but for the length of training."""
     write_files(page, folder)
     monkeypatch.setenv("VI_LAB_TRUST", "")  # put back afterwards
@@ -221,7 +239,7 @@ def test_classes_of_ones_own_train(page: Path, folder: Path, monkeypatch: pytest
             small = [o for o in SMALL if o.split("=")[0] not in chosen - {"trainer.max_epochs"}]
             small = small if arguments[0] == "train" else ["evaluation.images=100"]
             arguments = [a for a in arguments if a.split("=")[0] not in {o.split("=")[0] for o in small}]
-            assert cli.main([*arguments, *small]) == 0
+            assert cli.main([*arguments, *small]) == 0, capsys.readouterr().err
 
 
 # --- Python --------------------------------------------------------------------------------------------------------

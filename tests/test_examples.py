@@ -16,6 +16,10 @@ PLUGIN = ROOT / "examples" / "plugin"
 SMALL = ["trainer.max_epochs=1", "figures=false", "evaluation.samples=20", "accelerator=cpu", "threads=1",
          "network=mlp_small"]  # fmt: skip
 
+AWAITS = "" if (ROOT / "configs" / "estimator" / "family").is_dir() else "AWAITS own classes "
+"""In the names of the tests that fail as long as there are no families of estimators and own latents and data are not
+taken. To go once they are."""
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -51,7 +55,7 @@ def python(environment: dict[str, str], folder: Path, *arguments: str) -> str:
         ["estimator=gaussian", "latent=correlated_gaussian", "latent.dim=4", "data=digits"],
         ["data=bars"],
     ],
-    ids=["estimator", "latent", "data"],
+    ids=[AWAITS + kind for kind in ("estimator", "latent", "data")],
 )
 def test_the_plugin(environment: dict[str, str], tmp_path: Path, choice: list[str]) -> None:
     """Train, evaluate, open: without --config-dir and without VI_LAB_TRUST."""
