@@ -1,0 +1,1 @@
+"""One yaml for each choice, in the groups of vi_lab."""
