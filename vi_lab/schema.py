@@ -175,7 +175,7 @@ KEYS: dict[str, Key] = {
     "optimizer.fused": Key(FLAG),
     "lr_scheduler.interval": Key(_one_of("epoch", "step")),
     "lr_scheduler.frequency": Key(COUNT),
-    "lr_scheduler.monitor": Key(TEXT),
+    "lr_scheduler.monitor": Key(_optional(TEXT)),
     "lr_scheduler.scheduler*": Key(None, SHOWN),
     # Lightning
     "accelerator.accelerator": Key(_one_of("cpu", "gpu", "cuda", "mps", "auto"), AUDIT),
