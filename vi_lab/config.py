@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import re
 from contextlib import AbstractContextManager
@@ -92,6 +93,32 @@ def split_sweep(overrides: list[str]) -> list[list[str]]:
     """The overrides of each job of a sweep."""
     with _initialized():
         return jobs_of_sweep(overrides)
+
+
+def swept_subdir(overrides: list[str]) -> str | None:
+    """`hydra.sweep.subdir` with what differs between the jobs of a sweep, such as 0-rloo-temperature=0.3-s0; None where
+    the shipped one says it all, or the user has given one."""
+    values: dict[str, set[str]] = {}
+    for job in split_sweep(overrides):
+        for key, _, value in (override.lstrip("+").partition("=") for override in job):
+            values.setdefault(key, set()).add(value)
+    swept = [key for key, several in values.items() if len(several) > 1 and key not in ("seed", "estimator", "name")]
+    if not swept or "hydra.sweep.subdir" in values:
+        return None
+    return f"${{hydra.job.num}}-${{name}}-${{swept:${{hydra.overrides.task}},[{','.join(swept)}]}}-s${{seed}}"
+
+
+def _swept(overrides: ListConfig, keys: ListConfig) -> str:
+    """The values of some keys in a job's overrides, as a part of a folder's name: short, and safe everywhere."""
+    found = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    short = {key: re.split(r"[./]", key)[-1] for key in keys}
+    unique = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    text = "-".join(f"{unique[key]}={found[key]}" for key in keys if key in found)
+    text = re.sub(r"[^\w.,=+-]+", "_", re.sub(r"[\[\]'\"]", "", text))
+    return text if len(text) <= 80 else f"{text[:70]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("swept", _swept, replace=True)
 
 
 _SHIPPED: dict[str, dict[tuple, dict]] = {}  # command -> choices -> their values as shipped

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
-from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments
+from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.errors import UserError
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.trust import check_targets
@@ -67,7 +67,10 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         hand_over("train", task, arguments)
         return 0
     sweep = HydraConfig.get().sweep.dir
+    subdir = swept_subdir(arguments.overrides)
     arguments.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # its timestamp stays as it is resolved here
+    if subdir is not None:
+        arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")
     try:
         hand_over("train", task, arguments)
     finally:
