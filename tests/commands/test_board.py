@@ -56,7 +56,7 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
                     break
                 time.sleep(0.1)
             runs = get(f"{url}data/runs")
-            assert sorted(runs) == ["0-gumbel_softmax-s0", "1-gumbel_softmax-s0"]
+            assert sorted(runs) == [f"{job}-gumbel_softmax-temperature={t}-s0" for job, t in enumerate(("0.5", "1.0"))]
             layout = get(f"{url}data/plugin/custom_scalars/layout")
             chart = layout["category"][0]["chart"][0]
             assert chart["multiline"]["tag"] == ["train/loss", "train/loss_unrelaxed"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import warnings
 from pathlib import Path
 
+from vi_lab.adapters import tensorboard
+from vi_lab.adapters.tensorboard import EVENT_FILES
 from vi_lab.errors import Parser, UserError
 
 HOST = "127.0.0.1"
@@ -27,29 +27,12 @@ def serve(folder: Path, port: int = PORT) -> tuple[str, bool]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a run folder, a sweep folder, or outputs/")
-    if next(folder.rglob("events.out.tfevents.*"), None) is None:
+    if next(folder.rglob(EVENT_FILES), None) is None:
         raise UserError(f"{folder}: no TensorBoard events below it; vi-lab train writes them into its run folders")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
-        from tensorboard import default, program
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    for attempt in dict.fromkeys((port, 0)):  # 0: any free port
-        board = program.TensorBoard(default.get_plugins())
-        board.configure(
-            ("tensorboard",),
-            logdir=str(folder),
-            host=HOST,
-            port=attempt,
-            load_fast="false",  # no server process of its own
-            reload_multifile=True,  # a run writes several event files
-            samples_per_plugin={"scalars": 5000, "images": 200},
-        )
-        try:
-            return board.launch(), attempt == port
-        except program.TensorBoardPortInUseError:
-            if attempt == 0:
-                raise
-    raise AssertionError("unreachable")
+    try:
+        return tensorboard.serve(str(folder), HOST, port), True
+    except tensorboard.PortTaken:
+        return tensorboard.serve(str(folder), HOST, 0), False
 
 
 def main(argv: list[str]) -> int:

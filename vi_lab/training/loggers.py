@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 
+from vi_lab.adapters.tensorboard import EVENT_FILES
 from vi_lab.build import instantiate
 from vi_lab.errors import UserError
 from vi_lab.runs.files import write_json
@@ -32,7 +33,7 @@ LAYOUT = {
 }
 
 SCALARS = "scalars.csv"
-GROWING = ("events.out.tfevents.*", SCALARS)
+GROWING = (EVENT_FILES, SCALARS)
 """Files that loggers only ever append to, so that they can be cut back to where they stood at a checkpoint."""
 
 SERVICES = {"WandbLogger": "id", "MLFlowLogger": "run_id", "AimLogger": "run_hash"}
