@@ -285,3 +285,13 @@ def choice(group: str, name: object) -> dict:
     if name not in choices:
         raise UserError(f"{group}={name}: no such choice (one of {', '.join(choices)})")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def put_values(config: DictConfig, values: list[tuple[str, object]]) -> None:
+    """Put the values of `parse_values` into a stored config; a group's choice brings what is shipped."""
+    for key, value in values:
+        if key in ("accelerator", "logger"):
+            names = value if isinstance(value, list) else [value]
+            config[key] = OmegaConf.merge({}, *(choice(key, name) for name in names))
+        else:
+            OmegaConf.update(config, key, value)

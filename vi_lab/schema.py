@@ -194,7 +194,8 @@ KEYS: dict[str, Key] = {
     "trainer.log_every_n_steps": Key(COUNT, RESUME),
     "trainer.deterministic": Key(FLAG),
     "callbacks*": Key(None),
-    "logger*": Key(None, INCIDENTAL),
+    "logger": Key(None, RESUME | REPRODUCE | INCIDENTAL),  # the group's choice
+    "logger.*": Key(None, INCIDENTAL),
     "paths.*": Key(TEXT, INCIDENTAL | AUDIT),
     "compatible_latents": Key(NAMES),
     # what is measured, drawn and kept

@@ -165,6 +165,8 @@ SWEEP = {
         ([], ["hydra.callbacks.x._target_=os.system"]),
         ([], ["hydra.job_logging.handlers.x=1"]),
         (["name=../../elsewhere"], []),
+        (["logger.tensorboard.save_dir=/tmp/elsewhere"], []),
+        (["logger=mlflow"], []),
     ],
 )
 def test_sweeps(
@@ -179,6 +181,29 @@ def test_sweeps(
     refused(capsys, "train", "resume=theirs")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
     assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
+
+
+@pytest.mark.parametrize("command", [["train", "resume=theirs", "trainer.max_epochs=2"], ["reproduce", "theirs"]])
+@pytest.mark.parametrize(
+    "logger",
+    [
+        {"tensorboard": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": "elsewhere"}},
+        {"csv": {"_target_": "vi_lab.training.loggers.CSVLogger", "save_dir": "elsewhere"}},
+        {"mlflow": {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://127.0.0.1:9"}},
+        {"mine": {"_target_": "lightning.pytorch.loggers.WandbLogger", "save_dir": "elsewhere"}},
+    ],
+    ids=lambda logger: next(iter(logger)),
+)
+def test_loggers_that_write_elsewhere(
+    theirs: Path, command: list[str], logger: dict, capsys: pytest.CaptureFixture
+) -> None:
+    rewrite(theirs, logger=logger)
+    name = next(iter(logger))
+    assert f"logger.{name} writes or sends results to where this folder says" in refused(capsys, *command)
+    assert not Path("elsewhere").exists()
+    assert cli.main(["compare", "theirs"]) == 0  # reading it is no harm
+    if command[0] == "train":
+        assert cli.main([*command, "logger=tensorboard"]) == 0
 
 
 def test_a_config_of_another_version(theirs: Path, capsys: pytest.CaptureFixture) -> None:

@@ -17,7 +17,7 @@ from vi_lab.adapters.hydra import start
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.errors import UserError
 from vi_lab.runs.files import CONFIG_FILE
-from vi_lab.runs.trust import check_targets
+from vi_lab.runs.trust import check_loggers, check_targets
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.process import check_accelerators, main_process
 
@@ -61,6 +61,7 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
     configs = checked("train", arguments)
     for config in configs if resuming else []:
         check_targets(config, "resume")
+        check_loggers(config, "resume")
     if not resuming and main_process():
         _check_folder(arguments.multirun)
     if not arguments.multirun:

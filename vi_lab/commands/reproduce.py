@@ -7,17 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
-from vi_lab.config import parse_values, plain
+from vi_lab.config import parse_values, plain, put_values
 from vi_lab.console import make_console
 from vi_lab.errors import Parser, UserError, ViLabError, printable
 from vi_lab.runs.environment import differences, threads_of
 from vi_lab.runs.files import write_json
 from vi_lab.runs.run import Run, load_run
-from vi_lab.runs.trust import load_checkpoint
+from vi_lab.runs.trust import check_loggers, load_checkpoint
 from vi_lab.schema import REPRODUCE, marked
 from vi_lab.training.execution import execute
 from vi_lab.training.process import check_accelerators
@@ -50,13 +49,13 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
     values = parse_values(overrides, REPRODUCE, "vi-lab reproduce")
     config = run.config.copy()
     config.data.download = False  # nothing is fetched on the word of somebody else's folder
-    for key, value in values:
-        OmegaConf.update(config, key, value)
+    put_values(config, values)
     target = Path(output or f"outputs/reproduce/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.name}-s{config.seed}")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"--output {target}: the folder is not empty")
     target.mkdir(parents=True, exist_ok=True)
     check_accelerators([plain(config)], multirun=False)
+    check_loggers(plain(config), folder)
     config.threads = config.threads or threads_of(run.environment)  # another number gives other bits
     execute(config, target, command=f"vi-lab reproduce {folder}")
     return verdict(run, Run(target))

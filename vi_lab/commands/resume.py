@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from vi_lab.config import choice, parse_values, plain, quote, resolved
+from vi_lab.config import parse_values, plain, put_values, quote, resolved
 from vi_lab.errors import UserError
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
-from vi_lab.runs.trust import check_stored, read_yaml, refuse_links
+from vi_lab.runs.trust import check_loggers, check_stored, read_yaml, refuse_links
 from vi_lab.schema import RESUME, SWEEP, has, leaves
 from vi_lab.training.execution import execute
 from vi_lab.training.process import check_accelerators
@@ -33,12 +33,9 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
     refuse_links(folder)
     epochs = config.trainer.max_epochs
     config.data.download = False  # nothing is fetched on the word of somebody else's folder
-    for key, value in parse_values(overrides, RESUME, "resume="):
-        if key == "accelerator":
-            config.accelerator = choice("accelerator", value)
-        else:
-            OmegaConf.update(config, key, value)
+    put_values(config, parse_values(overrides, RESUME, "resume="))
     check_stored(plain(config), f"resume={folder}", "this one")
+    check_loggers(plain(config), f"resume={folder}")
     check_accelerators([plain(config)], multirun=False)
     if finished(folder) is not None and config.trainer.max_epochs <= epochs:
         print(f"{folder} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")

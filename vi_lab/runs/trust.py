@@ -23,7 +23,8 @@ from vi_lab.schema import CONFIG_DIR, check_parts, check_range, leaves
 TRUSTED = re.compile(
     r"vi_lab\.(estimators\.\w+|latents|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
     r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
-    r"|vi_lab\.training\.loggers\.CSVLogger|lightning\.pytorch\.loggers\.TensorBoardLogger"
+    r"|vi_lab\.training\.loggers\.CSVLogger|lightning\.pytorch\.loggers\.(TensorBoard|Wandb|MLFlow)Logger"
+    r"|aim\.pytorch_lightning\.AimLogger"
     r"|lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|(Rich)?ModelSummary|DeviceStatsMonitor"
     r"|(EMA)?WeightAveraging|StochasticWeightAveraging|GradientAccumulationScheduler|Timer)"
 )
@@ -40,9 +41,13 @@ def _plugins() -> tuple[str, ...]:
     return tuple(entry.module.partition(".")[0] for entry in metadata.entry_points(group=PLUGINS))
 
 
+def _own() -> list[str]:
+    """The packages that the user names in the environment."""
+    return [package for package in os.environ.get("VI_LAB_TRUST", "").split(",") if package]
+
+
 def _is_trusted(target: str) -> bool:
-    own = [package for package in os.environ.get("VI_LAB_TRUST", "").split(",") if package]
-    return bool(TRUSTED.fullmatch(target)) or any(target.startswith(f"{p}.") for p in (*own, *_plugins()))
+    return bool(TRUSTED.fullmatch(target)) or any(target.startswith(f"{p}.") for p in (*_own(), *_plugins()))
 
 
 def check_targets(values: Any, where: str) -> None:
@@ -60,6 +65,27 @@ def check_targets(values: Any, where: str) -> None:
             raise UserError(
                 f"{where}: {path}={value}: not a part of vi_lab, so it is not run; where it is your own, set "
                 f"VI_LAB_TRUST={str(value).partition('.')[0]}"
+            )
+
+
+LOCAL = ("tensorboard", "csv")
+"""Loggers that write into the run folder, where they have the values that are shipped."""
+
+
+def check_loggers(values: dict, where: str) -> None:
+    """Refuse to train with the loggers of a stored config where they would write elsewhere, or send results to where
+    the folder says.
+
+    Raises:
+        UserError: there is such a logger, and VI_LAB_TRUST does not name it.
+    """
+    for name, node in (values.get("logger") or {}).items():
+        shipped = CONFIG_DIR / "logger" / f"{name}.yaml"
+        as_shipped = name in LOCAL and node == yaml.safe_load(shipped.read_text(encoding="utf-8"))[name]
+        if not as_shipped and name not in _own():
+            raise UserError(
+                f"{where}: logger.{name} writes or sends results to where this folder says; leave it out with "
+                f"logger=tensorboard or, where the run is your own, set VI_LAB_TRUST={name}"
             )
 
 
@@ -89,7 +115,9 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
         UserError: not a training run's, of another version, or naming what is not run.
     """
     nodes, groups = _shipped_train()
-    if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in groups):
+    empty = {name: None for name in MAY_BE_EMPTY if isinstance(values, dict) and values.get(name) is None}
+    dicts = groups | (set(MAY_BE_EMPTY) - set(empty))
+    if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in dicts):
         raise UserError(f"{where}: not the config of a training run")
     check_targets(values, where)
     wanted = {path for path, _ in leaves(nodes)}
