@@ -71,8 +71,7 @@ def verdict(then: Run, now: Run) -> bool:
     for heading in ("metric", "then", "now", "difference"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, (a, b) in metrics.items():
-        equal = a == b
-        difference = "" if equal else "absent" if None in (a, b) else f"{b - a:.3g}"
+        difference = "" if a == b else "absent" if a is None or b is None else f"{b - a:.3g}"
         table.add_row(escape(name), *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
     rows = then.folder / "metrics.csv", now.folder / "metrics.csv"
     curves = all(file.is_file() for file in rows) and rows[0].read_bytes() == rows[1].read_bytes()

@@ -73,7 +73,7 @@ def curve(group: Group, loss: str, x: str) -> pandas.DataFrame:
     epochs = pandas.concat(histories).groupby("epoch")
     table = pandas.DataFrame({"mean": epochs[loss].mean(), "error": epochs[loss].sem(), "seeds": epochs[loss].count()})
     table[x] = table.index if x == "epoch" else epochs[x].mean()
-    return table[table["seeds"] == len(histories)][[x, "mean", "error"]]
+    return table.loc[table["seeds"] == len(histories), [x, "mean", "error"]]
 
 
 def figures(comparison: Comparison) -> list[Curves]:

@@ -27,6 +27,12 @@ NEEDED = (
 )
 
 
+def _numeric(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The numbers of a table; NaN for what is none."""
+    columns = {name: pandas.to_numeric(table[name], errors="coerce") for name in table}
+    return pandas.DataFrame(columns, index=table.index)
+
+
 @dataclass(frozen=True)
 class Record:
     """A finished run, read and checked."""
@@ -75,13 +81,13 @@ class Record:
         Raises:
             ViLabError: metrics.csv cannot be read.
         """
-        table = self.run.metrics.apply(pandas.to_numeric, errors="coerce")
+        table = _numeric(self.run.metrics)
         if not {"epoch", "step"} <= set(table):
             raise ViLabError(f"{self.run.folder / 'metrics.csv'}: it has no columns epoch and step")
-        table = table.dropna(subset=["epoch", "step"]).drop_duplicates("epoch", keep="last").set_index("epoch")
+        table = table.dropna(subset=["epoch", "step"]).drop_duplicates(["epoch"], keep="last").set_index("epoch")
         table["evaluations"] = table["step"] * self.images_per_step * self.decoder_evaluations
         try:
-            timing = self.run.timing.apply(pandas.to_numeric, errors="coerce").drop_duplicates("epoch", keep="last")
+            timing = _numeric(self.run.timing).drop_duplicates(["epoch"], keep="last")
             table["seconds"] = timing.set_index("epoch")["seconds"].cumsum()
         except (ViLabError, KeyError):
             table["seconds"] = math.nan
@@ -228,7 +234,7 @@ def _distinguishing(rivals: list[dict[str, Any]]) -> list[str]:
     What follows from another setting (schedule.start from temperature) is so left out.
     """
     kept: list[str] = []
-    classes = [()] * len(rivals)
+    classes: list[tuple[str, ...]] = [()] * len(rivals)
     for key in dict.fromkeys(k for config in rivals for k in config if not has(k, INCIDENTAL)):
         split = [(*c, str(config.get(key))) for c, config in zip(classes, rivals, strict=True)]
         if len(set(split)) > len(set(classes)):

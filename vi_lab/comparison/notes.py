@@ -39,6 +39,14 @@ def _setting(key: str) -> Callable[[Record], Any]:
     return lambda record: record.run.settings.get(key)
 
 
+def _shown(key: str) -> Callable[[Record], str]:
+    return lambda record: show_value(record.run.settings.get(key), key)
+
+
+def _likelihood(key: str) -> Callable[[Record], Any]:
+    return lambda record: record.likelihood(key)
+
+
 def _environment(*keys: str) -> Callable[[Record], Any]:
     return lambda record: ", ".join(str(record.environment(key)) for key in keys)
 
@@ -49,7 +57,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
     if len(sections) > 1:
         why = []
         for key, word in SAME_LOSS.items():
-            if spread := _spread(groups, lambda r, k=key: show_value(r.run.settings.get(k), k)):
+            if spread := _spread(groups, _shown(key)):
                 why.append(f"{word} ({spread})")
         yield (
             f"These runs differ in {'; in '.join(why)}. Losses do not compare between them: each kind has a table and "
@@ -60,7 +68,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
         yield from (f"{note[:-1]}{where}." for note in _section_notes(section, comparison))
     if comparison.has("test/nll"):
         for key, word in (("samples", "samples K per image"), ("images", "test images")):
-            if spread := _spread(groups, lambda r, k=key: r.likelihood(k)):
+            if spread := _spread(groups, _likelihood(key)):
                 yield f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
     if spread := _spread(groups, _environment("processor", "device", "threads")):
         yield f"Wall times come from different machines or numbers of threads ({spread})."

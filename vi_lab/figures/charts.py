@@ -41,7 +41,7 @@ def history(rows: list[dict], final: dict[str, float] | None = None) -> Figure:
 def relaxation(rows: list[dict]) -> Figure:
     """What is optimised against the loss of the model itself, the gap between them shaded; the temperature beneath."""
     temperature = any("temperature" in row for row in rows)
-    panels = {"height_ratios": [3, 1]} if temperature else {}
+    panels: dict[str, Any] = {"height_ratios": [3, 1]} if temperature else {}
     figure, axes = chart(1 + temperature, sharex=True, height=5.2 if temperature else 4.2, **panels)
     top = axes[0] if temperature else axes
     epochs = [row["epoch"] for row in rows]

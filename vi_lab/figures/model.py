@@ -172,7 +172,7 @@ def pictures(
         yield "history", charts.history(rows, final)
         if model.estimator.relaxed or any("temperature" in row for row in rows):
             yield "relaxation", charts.relaxation(rows)
-    yield from _gaussian(model, seen) if seen.states is None else _discrete(model, seen)
+    yield from _gaussian(model, seen) if seen.states is None else _discrete(model, seen, seen.states)
     if final is not None and not (seen.states is None and seen.means.shape[1] == 2):
         what = "means" if seen.states is None or isinstance(model.latent, VQ) else "probabilities"
         title = f"t-SNE of the posterior {what} of {len(seen.x)} test images (axes without unit)"
@@ -206,12 +206,12 @@ def _gaussian(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
     yield "interpolations", _interpolations(model, seen, interpolation(seen.means[a], seen.means[b], 9), title)
 
 
-def _discrete(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
-    yield "code_usage", charts.code_usage(seen.states)
-    index = seen.states.argmax(-1)  # (N, L)
-    states = seen.states.shape[2]
-    variables = information(seen.states).argsort(descending=True, stable=True)[:10]
-    codes = seen.states.float().mean((0, 1)).argsort(descending=True, stable=True)[:20].sort().values
+def _discrete(model: VAE, seen: Encoded, probabilities: Tensor) -> Iterator[tuple[str, Figure]]:
+    yield "code_usage", charts.code_usage(probabilities)
+    index = probabilities.argmax(-1)  # (N, L)
+    states = probabilities.shape[2]
+    variables = information(probabilities).argsort(descending=True, stable=True)[:10]
+    codes = probabilities.float().mean((0, 1)).argsort(descending=True, stable=True)[:20].sort().values
     shown = len(codes)
     count = max(1, min(10 // states, len(index)))  # so many images that the table is about ten wide
     own = index[:count]

@@ -37,8 +37,9 @@ def chart(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 4
 
 def render(figure: Figure) -> np.ndarray:
     """The figure's pixels: (H, W, 3) uint8."""
-    figure.canvas.draw()
-    return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    canvas = figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def write_png(path: Path, pixels: np.ndarray) -> Path:

@@ -25,7 +25,7 @@ from vi_lab.errors import Interrupted, ViLabError, one_line
 from vi_lab.models import VAE
 from vi_lab.runs.trust import load_checkpoint
 from vi_lab.training import loggers
-from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete
+from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete, vae
 from vi_lab.training.signals import Stop
 
 
@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.epoch_ended, self.stopped_early = state["best"], state["epoch_ended"], state["stopped_early"]
 
-    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         trainer.should_stop |= self.stopped_early  # or a run that early stopping had ended would train one epoch more
         if self.epoch_ended:
             self._step_plateaus(trainer)
@@ -100,20 +100,25 @@ class Checkpoints(Checkpoint):
                 scheduler.scheduler.step(row[scheduler.monitor])
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         if trainer.is_last_batch or not step_is_complete(trainer, batch_idx):  # the end of the epoch follows, or more
             return
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due or self.stop.requested:
-            self._save(trainer, module)
+            self._save(trainer, vae(pl_module))
         self._serve(trainer)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         loss = self.recorder.rows[-1].get("val/loss", float("inf"))
         self.is_best, self.best = loss < self.best, min(loss, self.best)
         self.epoch_ended = True
-        self._save(trainer, module)
+        self._save(trainer, vae(pl_module))
         self.epoch_ended = False
         if self.is_best and trainer.is_global_zero:
             _link(self.file, self.file.with_name("best.ckpt"))

@@ -175,7 +175,7 @@ class Session:
         rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
         write_json(self.folder / "metrics.json", rows)
         loggers.log_end(trainer, final)
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
             if isinstance(callback, Pictures):
                 callback.finish(trainer, self.model)
         if self.config.projector:
