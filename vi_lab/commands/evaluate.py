@@ -24,6 +24,11 @@ from vi_lab.training.process import prepare_process
 
 
 def main(argv: list[str]) -> int:
+    """Evaluate the runs that `run=` names, each into its own folder.
+
+    Raises:
+        UserError: a sweep of evaluations was asked for.
+    """
     if read_arguments(argv).multirun:
         raise UserError("-m is not needed: run= takes a sweep folder or a pattern such as 'outputs/*/*-rloo-*'")
     return launch("evaluate", task, argv)

@@ -24,6 +24,11 @@ from vi_lab.training.process import check_accelerators
 
 
 def main(argv: list[str]) -> int:
+    """Repeat a run; 0 where the repetition is equal to the last bit, otherwise 1.
+
+    Raises:
+        UserError: no run was named, or it cannot be repeated.
+    """
     parser = Parser(
         prog="vi-lab reproduce",
         description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "

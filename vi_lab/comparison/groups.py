@@ -105,18 +105,22 @@ class Group:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The config of its runs as dotted path -> value; the seeds in it are the first run's."""
         return self.records[0].run.settings
 
     @property
     def estimator(self) -> str:
+        """The name of the estimator's config, which may be a stranger's: escaped."""
         return printable(self.settings["name"])
 
     @property
     def seeds(self) -> list[int | str]:
+        """What pairs its runs with another group's; see `Record.seed`."""
         return [record.seed for record in self.records]
 
     @property
     def latent(self) -> str:
+        """Kind and sizes of the latent, such as "Categorical 20x10"."""
         kind = str(self.settings["latent._target_"]).rpartition(".")[2]
         sizes = [str(self.settings[f"latent.{k}"]) for k in ("variables", "classes", "dim") if f"latent.{k}" in self]
         return printable(f"{kind} {'x'.join(sizes)}")
@@ -130,6 +134,7 @@ class Group:
         return pandas.Series(values, dtype=float)
 
     def mean(self, name: str) -> float:
+        """Mean of a final metric over seeds, in the metric's unit; NaN where no run has it."""
         return mean_and_error(self.metric(name))[0]
 
     @property
@@ -140,6 +145,7 @@ class Group:
 
     @property
     def decoder_evaluations(self) -> float:
+        """Per image and training step; the same for all seeds. NaN where the runs have not recorded them."""
         return self.records[0].decoder_evaluations
 
 
@@ -172,9 +178,11 @@ class Comparison:
 
     @property
     def groups(self) -> list[Group]:
+        """Of all sections, in the order of the tables."""
         return [group for section in self.sections for group in section.groups]
 
     def has(self, metric: str) -> bool:
+        """Whether some run has a final metric; columns and notes without any are left out."""
         return any(metric in record.numbers for group in self.groups for record in group.records)
 
 

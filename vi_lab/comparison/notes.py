@@ -26,7 +26,7 @@ def names(groups: list[Group], most: int = 4) -> str:
 
 
 def _spread(groups: list[Group], value: Callable[[Record], Any]) -> str:
-    """ "1000: a, b; 500: c" where groups differ in a value, otherwise nothing."""
+    """Such as "1000: a, b; 500: c" where groups differ in a value, otherwise nothing."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         values = dict.fromkeys(show_value(value(record), "") for record in group.records)

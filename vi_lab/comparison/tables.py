@@ -29,9 +29,13 @@ COMPARED = ("test/loss", "test/nll")
 
 
 class Column(NamedTuple):
+    """One column of the tables, the same in every format; each escapes heading and cells itself."""
+
     heading: str
     cell: Callable[[Section, Group], str]
+    """What stands in a group's row: plain text, empty where the group has no such number."""
     numeric: bool = True
+    """Whether it is set flush right."""
 
 
 def columns(comparison: Comparison) -> list[Column]:

@@ -97,6 +97,7 @@ class Run:
 
     @cached_property
     def status(self) -> dict[str, Any]:
+        """status.json: the state that the run has written, since when, and why; empty where there is none."""
         return read_json(self.folder, "status.json")
 
     @property

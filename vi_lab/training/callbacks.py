@@ -60,11 +60,13 @@ class Temperature(Callback):
         return self.written if learned is None else learned.item()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The first value, so that what happens before the first step sees it; a resumed run takes its step's."""
         self._write(trainer, pl_module.estimator)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
     ) -> None:
+        """The value of the step that follows."""
         self._write(trainer, pl_module.estimator)
 
     def _write(self, trainer: lightning.Trainer, estimator: torch.nn.Module | torch.Tensor) -> None:
@@ -102,28 +104,38 @@ class Recorder(Callback):
         self.resumed_after: float | None = None  # seconds into the epoch at the checkpoint
 
     def state_dict(self) -> dict:
+        """Rows and wall times until now, and the seconds into the epoch: a resumed run writes the same tables."""
         return {"rows": self.rows, "timing": self.timing, "elapsed": time.perf_counter() - self.epoch_started}
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes the rows back, and from the last one the metrics that count as final where no epoch follows."""
         self.rows, self.timing = state["rows"], state["timing"]
         self.resumed_after = state["elapsed"]
         if self.rows:
             self.final = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Opens the run in the loggers, once: a resumed run is open already."""
         if self.resumed_after is None:
             loggers.log_start(trainer, self.folder, self.hyperparameters)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Sets the clock back by what the interrupted epoch had taken until its checkpoint."""
         # within an epoch Lightning does not say `on_train_epoch_start` again
         self.epoch_started = time.perf_counter() - (self.resumed_after or 0)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock of the epoch."""
         self.epoch_started = time.perf_counter()
 
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor
     ) -> None:
+        """Keeps the step's loss to be looked at; on the CPU looks at once, before it reaches the weights.
+
+        Raises:
+            ViLabError: it is not finite.
+        """
         self.losses.append((trainer.global_step + 1, loss.detach()))
         if loss.device.type == "cpu":  # reading costs nothing here; elsewhere it would wait for the device
             self.check_losses(trainer, vae(pl_module))
@@ -153,6 +165,11 @@ class Recorder(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
+        """Logs the means since the last point, every `trainer.log_every_n_steps` steps of the optimizer.
+
+        Raises:
+            ViLabError: a loss or a mean is not finite.
+        """
         step = trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
         if step % every == 0 and step_is_complete(trainer, batch_idx):
@@ -163,9 +180,11 @@ class Recorder(Callback):
             loggers.log(trainer, {**means, **self._temperature()})
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Logs the validation means, and those of test images evaluated along with them; keeps them for the row."""
         self._publish_evaluation(trainer, vae(pl_module))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Logs the means of the test split at the end of the run."""
         self._publish_evaluation(trainer, vae(pl_module))
 
     def _publish_evaluation(self, trainer: lightning.Trainer, module: VAE) -> None:
@@ -179,6 +198,11 @@ class Recorder(Callback):
         self.final |= means
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Adds the epoch's row and wall time (s), and writes both tables anew.
+
+        Raises:
+            ViLabError: a mean is not finite.
+        """
         module = vae(pl_module)
         means = self._checked(trainer, module.epoch_means.compute(self._sum_over_processes(trainer)))
         module.epoch_means.reset()
@@ -224,6 +248,7 @@ class ProgressDisplay(Callback):
         self.progress: Progress | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Opens the bar, in the main process only."""
         self.enabled = trainer.is_global_zero
         if self.enabled and self.show_bar:
             columns = (
@@ -247,6 +272,7 @@ class ProgressDisplay(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
+        """Moves the bar, at most four times a second: the means have to be read from the device."""
         if self.progress is None or (now := time.perf_counter()) < self.next_update:
             return
         self.next_update = now + 0.25
@@ -258,17 +284,20 @@ class ProgressDisplay(Callback):
         )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says the epoch in one line, from the row that the recorder has just made."""
         if self.enabled:
             row, seconds = self.recorder.rows[-1], self.recorder.timing[-1]["seconds"]
             line = f"{self.label}epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
             self.terminal.say(line)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Takes the bar away before the tables of the end are printed."""
         self._stop()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
+        """Takes the bar away, so that the error stands alone and the cursor comes back."""
         self._stop()
 
     def _stop(self) -> None:
@@ -318,6 +347,7 @@ class GradientAudit(Callback):
         batch: tuple,
         batch_idx: int,
     ) -> None:
+        """Measures on the first images of this batch, after a step of the optimizer, in the main process."""
         due = trainer.global_step % self.every == 0 and step_is_complete(trainer, batch_idx)
         if not due or not trainer.is_global_zero:
             return

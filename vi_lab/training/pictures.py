@@ -30,6 +30,7 @@ class Pictures(Callback):
         self.folder, self.recorder, self.every = folder, recorder, every_n_epochs
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draws where the epoch is due; the last one's pictures come with `finish`, which has the final metrics."""
         epoch = trainer.current_epoch + 1
         last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if self.every and epoch % self.every == 0 and not last:  # `finish` draws the last
