@@ -68,7 +68,7 @@ class Record:
 
     @property
     def images_per_step(self) -> int:
-        """Training images per optimiser step."""
+        """Training images per optimizer step."""
         settings = self.run.settings
         accumulated = settings.get("trainer.accumulate_grad_batches", 1)
         parts = (settings["data.batch_size"], settings["accelerator.devices"], accumulated)

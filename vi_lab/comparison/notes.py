@@ -11,7 +11,7 @@ from vi_lab.errors import printable
 
 SAME_LOSS = {
     "data.source": "data",
-    "data.binarization": "binarisation",
+    "data.binarization": "binarization",
     "likelihood._target_": "likelihood",
     "objective.beta": "weight of the KL (objective.beta)",
     "trainer.limit_test_batches": "part of the test images",
@@ -78,12 +78,12 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 def _section_notes(section: Section, comparison: Comparison) -> Iterator[str]:
     groups = section.groups
-    grey = groups[0].settings["data.binarization"] == "none"
+    gray = groups[0].settings["data.binarization"] == "none"
     gaussian = str(groups[0].settings["likelihood._target_"]).endswith(".Gaussian")
     if gaussian:
         yield "A Gaussian likelihood is a density: its losses may be negative, and do not compare with a Bernoulli's."
-    elif grey:
-        yield "A Bernoulli likelihood of grey pixels is not normalised: its losses bound no log-likelihood."
+    elif gray:
+        yield "A Bernoulli likelihood of gray pixels is not normalized: its losses bound no log-likelihood."
     if section.selection != "val/loss":
         how = "selected" if comparison.selected else "ordered"
         yield (

@@ -49,7 +49,7 @@ class Encoded(NamedTuple):
     labels: Tensor
     """(N,)"""
     means: Tensor
-    """(N, *event) posterior means: of discrete variables the probabilities, of vector quantisation the codes."""
+    """(N, *event) posterior means: of discrete variables the probabilities, of vector quantization the codes."""
     states: Tensor | None
     """(N, L, K) posterior probabilities of the states of discrete variables; None for Gaussian ones."""
 
@@ -160,7 +160,7 @@ def pictures(
     few = seen.x[:32]
     reconstructions = model.likelihood.mean(model.decode(model.posterior(few).sample((1,))))[0]
     pairs = torch.stack([few.float(), reconstructions.float()], 1).flatten(0, 1)  # image, reconstruction, image, ...
-    seen_as = {"dynamic": "pixels drawn anew each time", "none": "grey"}.get(datamodule.binarization, "binarised")
+    seen_as = {"dynamic": "pixels drawn anew each time", "none": "gray"}.get(datamodule.binarization, "binarized")
     title = f"test images as the model sees them ({seen_as})"
     yield "data", grids.image_grid(grids.in_rows(seen.x[:64], 8), title)
     yield (

@@ -27,7 +27,7 @@ ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temper
 
 
 def step_is_complete(trainer: lightning.Trainer, batch_idx: int) -> bool:
-    """Whether the optimiser has stepped with this batch, where gradients of several batches are accumulated."""
+    """Whether the optimizer has stepped with this batch, where gradients of several batches are accumulated."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
@@ -239,7 +239,7 @@ class Recorder(Callback):
 class ProgressDisplay(Callback):
     """A rich bar with the losses and the temperature on a terminal; one plain line per epoch elsewhere.
 
-    Values are read from the device at most four times a second, so a step costs no synchronisation.
+    Values are read from the device at most four times a second, so a step costs no synchronization.
     """
 
     def __init__(self, terminal: Terminal, recorder: Recorder, bar: bool, label: str = "") -> None:

@@ -116,7 +116,7 @@ class Session:
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
         self.say(
             f"{config.name} seed {config.seed}: {self.model.latent} on {data.source} "
-            f"({images} images, {data.binarization} binarisation), {optimizer}, {self.device}, {self.threads} threads"
+            f"({images} images, {data.binarization} binarization), {optimizer}, {self.device}, {self.threads} threads"
         )
 
     def rewind(self) -> Path | None:
