@@ -50,7 +50,7 @@ def explain(error: Exception) -> str:
 
 
 def _known_keys(path: str) -> str:
-    """The keys beside a misspelt one, from the default config."""
+    """The keys beside a misspelled one, from the default config."""
     try:
         node, _, key = path.rpartition(".")
         config = compose_job("train", [])
