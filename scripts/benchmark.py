@@ -5,7 +5,7 @@
     python scripts/benchmark.py --estimators rloo,exact --rounds 10
 
 Three loops over the same model are timed in turn, a block of steps each:
-  bare      forward, backward, optimiser on one batch that stays in place: what the mathematics costs
+  bare      forward, backward, optimizer on one batch that stays in place: what the mathematics costs
   notebook  what a tutorial writes: a DataLoader over PIL images with ToTensor, Adam without fusing, `.item()` each step
   vi_lab    the Lightning module and loader of this project, with the unrelaxed loss and the metrics
 The last columns are what writing a checkpoint takes, and its share of the training steps of an epoch.

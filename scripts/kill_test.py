@@ -4,7 +4,7 @@
     python scripts/kill_test.py --kills 100 --estimators rloo,rebar --seed 1 trainer.max_epochs=20
 
 Each kill is SIGINT, SIGTERM or SIGKILL, during start-up, training, validation, a checkpoint write or the end. Compared
-are metrics.json, metrics.csv, the weights, the optimiser's state, and TensorBoard's curves (no step twice). The exit
+are metrics.json, metrics.csv, the weights, the optimizer's state, and TensorBoard's curves (no step twice). The exit
 code is 0 where all are equal.
 """
 

@@ -428,7 +428,7 @@ def test_training_ends_with_the_same_evaluation(sweep: Path, capsys: pytest.Capt
     assert cli.main([*EVALUATE, f"run={folder}"]) == 0
     assert read(folder)["metrics"] == before["metrics"]
     out = capsys.readouterr().out
-    assert "test split of digits, 360 of 360 images, dynamic binarisation, K = 20, last weights" in out
+    assert "test split of digits, 360 of 360 images, dynamic binarization, K = 20, last weights" in out
     assert "\x1b" not in out
     rows = list(csv.DictReader((folder / "units.csv").read_text().splitlines()))
     assert len(rows) == 30

@@ -28,7 +28,8 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
 
 def build_estimator(node: DictConfig | dict) -> GradientEstimator:
     """The estimator that a config node describes."""
-    return instantiate(OmegaConf.create(plain(node)))
+    values: dict[str, Any] = plain(node)
+    return instantiate(OmegaConf.create(values))
 
 
 def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:

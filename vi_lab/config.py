@@ -8,7 +8,7 @@ import inspect
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, jobs_of_sweep
-from vi_lab.errors import UserError, one_line
+from vi_lab.errors import Parser, UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
@@ -51,7 +51,7 @@ def explain(error: Exception) -> str:
 
 
 def _known_keys(path: str) -> str:
-    """The keys beside a misspelt one, from the default config."""
+    """The keys beside a misspelled one, from the default config."""
     try:
         node, _, key = path.rpartition(".")
         config = compose_job("train", [])
@@ -85,8 +85,10 @@ def quote(text: str) -> str:
 
 def resolved(config: DictConfig) -> dict:
     """The user's part of a composed config as plain Python, every interpolation filled in."""
-    keys = [key for key in config if key != "hydra"]
-    return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=True)
+    keys = [str(key) for key in config if key != "hydra"]
+    values = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return values
 
 
 def split_sweep(overrides: list[str]) -> list[list[str]]:
@@ -166,12 +168,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an unknown flag.
     """
-    parser = argument_parser()
-
-    def fail(message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows what there is")
-
-    parser.error = fail
+    parser = Parser(parents=[argument_parser()], add_help=False)
     arguments = parser.parse_intermixed_args(argv)
     arguments.overrides = [_quote_unicode(override) for override in arguments.overrides]
     return arguments

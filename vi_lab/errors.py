@@ -23,6 +23,11 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake in the arguments as a `UserError`, in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Where argparse would print usage and exit.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(f"{message}; --help shows what there is")
 
 

@@ -281,7 +281,7 @@ def _same_type(value: Any, shipped: Any) -> bool:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """ "; did you mean NAME?", or nothing."""
+    """The hint "; did you mean NAME?", or nothing."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -319,8 +319,8 @@ def check(values: dict, shipped: dict) -> None:
             if any(p.startswith(f"{path}.") for p in known):
                 raise UserError(f"{path}={_show(value)}: wanted a mapping")
             prefix = f"{node}." if node else ""
-            siblings = {p.removeprefix(prefix).split(".")[0] for p in known if p.startswith(prefix)}
-            siblings = sorted(siblings.difference(INNER))
+            keys = {p.removeprefix(prefix).split(".")[0] for p in known if p.startswith(prefix)}
+            siblings = sorted(keys.difference(INNER))
             where = f"{node} has no key {key}" if node else f"there is no key {key}"
             raise UserError(f"{where}{nearest(key, siblings)} (keys: {', '.join(siblings) or 'none'})")
         if check_range(path, value):

@@ -217,16 +217,16 @@ def test_other_data_or_likelihood_stand_apart(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     titles = [section.title for section in comparison.sections]
     assert titles == [
-        "digits, dynamic binarisation, Bernoulli likelihood",
-        "digits, grey pixels, Bernoulli likelihood",
-        "digits, grey pixels, Gaussian likelihood",
-        "digits, dynamic binarisation, Bernoulli likelihood, KL times 0.5",
+        "digits, dynamic binarization, Bernoulli likelihood",
+        "digits, gray pixels, Bernoulli likelihood",
+        "digits, gray pixels, Gaussian likelihood",
+        "digits, dynamic binarization, Bernoulli likelihood, KL times 0.5",
     ]
     said = notes(comparison)
     assert "Losses do not compare between them" in said
-    assert re.search(r"binarisation \(dynamic: .*; none: ", said)
+    assert re.search(r"binarization \(dynamic: .*; none: ", said)
     assert "likelihood (Bernoulli: " in said
-    assert "not normalised" in said
+    assert "not normalized" in said
     assert "is a density" in said
     first = comparison.sections[0]
     assert first.difference(first.groups[1], "test/loss") is not None
@@ -532,7 +532,7 @@ def test_a_sweep_ends_with_its_comparison(
     out = capsys.readouterr().out
     (folder,) = (tmp_path / "a b").iterdir()
     assert re.fullmatch(r"\d{4}", folder.name)
-    table = out[out.index("digits, dynamic binarisation") :]
+    table = out[out.index("digits, dynamic binarization") :]
     assert "rloo" in table
     assert "gumbel_softmax samples=4" in table
     assert re.search(r"left out: .*2-rloo-s0 \(failed: .*LeaveOneOut needs samples=2", table)

@@ -191,9 +191,18 @@ class Audit:
             self.terminal.say(f"{name}: relative bias {bias:.3g}, {milliseconds:.1f} ms")
 
     def measure_at(self, name: str, values: dict, temperature: float) -> None:
-        """One estimator at a temperature: a row for the sweep."""
+        """One estimator at a temperature: a row for the sweep.
+
+        Raises:
+            ValueError: it has none.
+        """
+        from vi_lab.estimators.base import temperature_of
+
         estimator, objective = self._parts(values)
-        estimator.temperature.fill_(temperature)
+        held = temperature_of(estimator)
+        if held is None:
+            raise ValueError(f"{name} has no temperature")
+        held.fill_(temperature)
         measured = self._measure(f"{name} at temperature {temperature:g}", estimator, objective, encoder=False)
         self.sweep.append({"estimator": name, "temperature": temperature, **measured["logits"]._asdict()})
 

@@ -36,6 +36,11 @@ def serve(folder: Path, port: int = PORT) -> tuple[str, bool]:
 
 
 def main(argv: list[str]) -> int:
+    """Serve TensorBoard on this machine until Ctrl-C, on a free port where the one asked for is taken.
+
+    Raises:
+        UserError: a port out of range, or nothing to show.
+    """
     parser = Parser(prog="vi-lab board", description=f"TensorBoard on {HOST}, over all runs below a folder.")
     parser.add_argument("path", nargs="?", default="outputs", type=Path, help="a folder with runs (outputs)")
     parser.add_argument("--port", type=int, default=PORT, help=f"the port; 0: any free one ({PORT})")

@@ -25,6 +25,11 @@ def default_folder(paths: list[str]) -> Path:
 
 
 def main(argv: list[str]) -> int:
+    """Compare finished runs; print the tables and write the files.
+
+    Raises:
+        UserError: no run, no such reference, or none that has finished.
+    """
     parser = Parser(
         prog="vi-lab compare",
         description="Means over seeds, paired differences and curves of finished runs. Groups are ordered by "

@@ -24,6 +24,11 @@ from vi_lab.training.process import prepare_process
 
 
 def main(argv: list[str]) -> int:
+    """Evaluate the runs that `run=` names, each into its own folder.
+
+    Raises:
+        UserError: a sweep of evaluations was asked for.
+    """
     if read_arguments(argv).multirun:
         raise UserError("-m is not needed: run= takes a sweep folder or a pattern such as 'outputs/*/*-rloo-*'")
     return launch("evaluate", task, argv)
@@ -133,7 +138,7 @@ def _title(reports: list[dict[str, Any]]) -> str:
     images = shared([f"{r['images']:,} of {r['images_in_split']:,}" for r in reports])
     return (
         f"{reports[0]['split']} split of {shared([r['source'] for r in reports])}, {images} images, "
-        f"{shared([r['binarization'] for r in reports])} binarisation, "
+        f"{shared([r['binarization'] for r in reports])} binarization, "
         f"K = {shared(samples)}, {reports[0]['weights']} weights"
         + ("; interrupted" if reports[-1]["interrupted"] else "")
         + "\nnats per image, lower is better; ± standard error over images"
@@ -169,7 +174,7 @@ def table_of_one(report: dict[str, Any]) -> Table:
         "kl": "KL(q(z|x) || p(z)) = mutual information + marginal KL",
         "mutual_information": f"I(x; z) of these images, at most log {report['images']} = {bound:.2f}",
         "marginal_kl": "KL(q(z) || p(z)), q(z) over these images",
-        "loss_relaxed": "what the estimator optimises, at its relaxed samples",
+        "loss_relaxed": "what the estimator optimizes, at its relaxed samples",
         "relaxation_gap": "the loss at true samples - loss_relaxed",
     }
     for name, text in rows.items():

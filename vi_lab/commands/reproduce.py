@@ -23,6 +23,11 @@ from vi_lab.training.process import check_accelerators
 
 
 def main(argv: list[str]) -> int:
+    """Repeat a run; 0 where the repetition is equal to the last bit, otherwise 1.
+
+    Raises:
+        UserError: no run was named, or it cannot be repeated.
+    """
     parser = Parser(
         prog="vi-lab reproduce",
         description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
@@ -70,8 +75,7 @@ def verdict(then: Run, now: Run) -> bool:
     for heading in ("metric", "then", "now", "difference"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, (a, b) in metrics.items():
-        equal = a == b
-        difference = "" if equal else "absent" if None in (a, b) else f"{b - a:.3g}"
+        difference = "" if a == b else "absent" if a is None or b is None else f"{b - a:.3g}"
         table.add_row(escape(name), *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
     rows = then.folder / "metrics.csv", now.folder / "metrics.csv"
     curves = all(file.is_file() for file in rows) and rows[0].read_bytes() == rows[1].read_bytes()

@@ -76,7 +76,7 @@ def _sections(groups: list[Group], reference: str | None, select: bool) -> list[
 
 def _title(settings: dict[str, Any]) -> str:
     binarization, beta = settings["data.binarization"], settings.get("objective.beta", 1)
-    pixels = "grey pixels" if binarization == "none" else f"{binarization} binarisation"
+    pixels = "gray pixels" if binarization == "none" else f"{binarization} binarization"
     likelihood = show_value(settings["likelihood._target_"], "_target_")
     title = f"{settings['data.source']}, {pixels}, {likelihood} likelihood"
     part = settings.get("trainer.limit_test_batches", 1)

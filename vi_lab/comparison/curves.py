@@ -23,7 +23,7 @@ from vi_lab.errors import ViLabError
 from vi_lab.figures.style import look
 from vi_lab.runs.files import write_bytes
 
-INK = "#010203"  # text and axes; stands for the page's own colour in SVG
+INK = "#010203"  # text and axes; stands for the page's own color in SVG
 AXES = {
     "epoch": ("epoch", "loss_by_epoch"),
     "seconds": ("wall time (s, evaluation included)", "loss_by_time"),
@@ -40,7 +40,7 @@ class Curves:
     figure: Figure
 
     def svg(self) -> str:
-        """An `<svg>` element for a page; texts follow the page's colour. Matplotlib escapes them."""
+        """An `<svg>` element for a page; texts follow the page's color. Matplotlib escapes them."""
         buffer = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's fonts may have it
@@ -73,7 +73,7 @@ def curve(group: Group, loss: str, x: str) -> pandas.DataFrame:
     epochs = pandas.concat(histories).groupby("epoch")
     table = pandas.DataFrame({"mean": epochs[loss].mean(), "error": epochs[loss].sem(), "seeds": epochs[loss].count()})
     table[x] = table.index if x == "epoch" else epochs[x].mean()
-    return table[table["seeds"] == len(histories)][[x, "mean", "error"]]
+    return table.loc[table["seeds"] == len(histories), [x, "mean", "error"]]
 
 
 def figures(comparison: Comparison) -> list[Curves]:

@@ -27,6 +27,12 @@ NEEDED = (
 )
 
 
+def _numeric(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The numbers of a table; NaN for what is none."""
+    columns = {name: pandas.to_numeric(table[name], errors="coerce") for name in table}
+    return pandas.DataFrame(columns, index=table.index)
+
+
 @dataclass(frozen=True)
 class Record:
     """A finished run, read and checked."""
@@ -62,7 +68,7 @@ class Record:
 
     @property
     def images_per_step(self) -> int:
-        """Training images per optimiser step."""
+        """Training images per optimizer step."""
         settings = self.run.settings
         accumulated = settings.get("trainer.accumulate_grad_batches", 1)
         parts = (settings["data.batch_size"], settings["accelerator.devices"], accumulated)
@@ -75,13 +81,13 @@ class Record:
         Raises:
             ViLabError: metrics.csv cannot be read.
         """
-        table = self.run.metrics.apply(pandas.to_numeric, errors="coerce")
+        table = _numeric(self.run.metrics)
         if not {"epoch", "step"} <= set(table):
             raise ViLabError(f"{self.run.folder / 'metrics.csv'}: it has no columns epoch and step")
-        table = table.dropna(subset=["epoch", "step"]).drop_duplicates("epoch", keep="last").set_index("epoch")
+        table = table.dropna(subset=["epoch", "step"]).drop_duplicates(["epoch"], keep="last").set_index("epoch")
         table["evaluations"] = table["step"] * self.images_per_step * self.decoder_evaluations
         try:
-            timing = self.run.timing.apply(pandas.to_numeric, errors="coerce").drop_duplicates("epoch", keep="last")
+            timing = _numeric(self.run.timing).drop_duplicates(["epoch"], keep="last")
             table["seconds"] = timing.set_index("epoch")["seconds"].cumsum()
         except (ViLabError, KeyError):
             table["seconds"] = math.nan
@@ -99,18 +105,22 @@ class Group:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The config of its runs as dotted path -> value; the seeds in it are the first run's."""
         return self.records[0].run.settings
 
     @property
     def estimator(self) -> str:
+        """The name of the estimator's config, which may be a stranger's: escaped."""
         return printable(self.settings["name"])
 
     @property
     def seeds(self) -> list[int | str]:
+        """What pairs its runs with another group's; see `Record.seed`."""
         return [record.seed for record in self.records]
 
     @property
     def latent(self) -> str:
+        """Kind and sizes of the latent, such as "Categorical 20x10"."""
         kind = str(self.settings["latent._target_"]).rpartition(".")[2]
         sizes = [str(self.settings[f"latent.{k}"]) for k in ("variables", "classes", "dim") if f"latent.{k}" in self]
         return printable(f"{kind} {'x'.join(sizes)}")
@@ -124,6 +134,7 @@ class Group:
         return pandas.Series(values, dtype=float)
 
     def mean(self, name: str) -> float:
+        """Mean of a final metric over seeds, in the metric's unit; NaN where no run has it."""
         return mean_and_error(self.metric(name))[0]
 
     @property
@@ -134,6 +145,7 @@ class Group:
 
     @property
     def decoder_evaluations(self) -> float:
+        """Per image and training step; the same for all seeds. NaN where the runs have not recorded them."""
         return self.records[0].decoder_evaluations
 
 
@@ -166,9 +178,11 @@ class Comparison:
 
     @property
     def groups(self) -> list[Group]:
+        """Of all sections, in the order of the tables."""
         return [group for section in self.sections for group in section.groups]
 
     def has(self, metric: str) -> bool:
+        """Whether some run has a final metric; columns and notes without any are left out."""
         return any(metric in record.numbers for group in self.groups for record in group.records)
 
 
@@ -228,7 +242,7 @@ def _distinguishing(rivals: list[dict[str, Any]]) -> list[str]:
     What follows from another setting (schedule.start from temperature) is so left out.
     """
     kept: list[str] = []
-    classes = [()] * len(rivals)
+    classes: list[tuple[str, ...]] = [()] * len(rivals)
     for key in dict.fromkeys(k for config in rivals for k in config if not has(k, INCIDENTAL)):
         split = [(*c, str(config.get(key))) for c, config in zip(classes, rivals, strict=True)]
         if len(set(split)) > len(set(classes)):

@@ -11,7 +11,7 @@ from vi_lab.errors import printable
 
 SAME_LOSS = {
     "data.source": "data",
-    "data.binarization": "binarisation",
+    "data.binarization": "binarization",
     "likelihood._target_": "likelihood",
     "objective.beta": "weight of the KL (objective.beta)",
     "trainer.limit_test_batches": "part of the test images",
@@ -26,7 +26,7 @@ def names(groups: list[Group], most: int = 4) -> str:
 
 
 def _spread(groups: list[Group], value: Callable[[Record], Any]) -> str:
-    """ "1000: a, b; 500: c" where groups differ in a value, otherwise nothing."""
+    """Such as "1000: a, b; 500: c" where groups differ in a value, otherwise nothing."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         values = dict.fromkeys(show_value(value(record), "") for record in group.records)
@@ -39,6 +39,14 @@ def _setting(key: str) -> Callable[[Record], Any]:
     return lambda record: record.run.settings.get(key)
 
 
+def _shown(key: str) -> Callable[[Record], str]:
+    return lambda record: show_value(record.run.settings.get(key), key)
+
+
+def _likelihood(key: str) -> Callable[[Record], Any]:
+    return lambda record: record.likelihood(key)
+
+
 def _environment(*keys: str) -> Callable[[Record], Any]:
     return lambda record: ", ".join(str(record.environment(key)) for key in keys)
 
@@ -49,7 +57,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
     if len(sections) > 1:
         why = []
         for key, word in SAME_LOSS.items():
-            if spread := _spread(groups, lambda r, k=key: show_value(r.run.settings.get(k), k)):
+            if spread := _spread(groups, _shown(key)):
                 why.append(f"{word} ({spread})")
         yield (
             f"These runs differ in {'; in '.join(why)}. Losses do not compare between them: each kind has a table and "
@@ -60,7 +68,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
         yield from (f"{note[:-1]}{where}." for note in _section_notes(section, comparison))
     if comparison.has("test/nll"):
         for key, word in (("samples", "samples K per image"), ("images", "test images")):
-            if spread := _spread(groups, lambda r, k=key: r.likelihood(k)):
+            if spread := _spread(groups, _likelihood(key)):
                 yield f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
     if spread := _spread(groups, _environment("processor", "device", "threads")):
         yield f"Wall times come from different machines or numbers of threads ({spread})."
@@ -70,12 +78,12 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 def _section_notes(section: Section, comparison: Comparison) -> Iterator[str]:
     groups = section.groups
-    grey = groups[0].settings["data.binarization"] == "none"
+    gray = groups[0].settings["data.binarization"] == "none"
     gaussian = str(groups[0].settings["likelihood._target_"]).endswith(".Gaussian")
     if gaussian:
         yield "A Gaussian likelihood is a density: its losses may be negative, and do not compare with a Bernoulli's."
-    elif grey:
-        yield "A Bernoulli likelihood of grey pixels is not normalised: its losses bound no log-likelihood."
+    elif gray:
+        yield "A Bernoulli likelihood of gray pixels is not normalized: its losses bound no log-likelihood."
     if section.selection != "val/loss":
         how = "selected" if comparison.selected else "ordered"
         yield (

@@ -29,9 +29,13 @@ COMPARED = ("test/loss", "test/nll")
 
 
 class Column(NamedTuple):
+    """One column of the tables, the same in every format; each escapes heading and cells itself."""
+
     heading: str
     cell: Callable[[Section, Group], str]
+    """What stands in a group's row: plain text, empty where the group has no such number."""
     numeric: bool = True
+    """Whether it is set flush right."""
 
 
 def columns(comparison: Comparison) -> list[Column]:
@@ -47,14 +51,22 @@ def columns(comparison: Comparison) -> list[Column]:
         if not comparison.has(metric):
             continue
         digits = DIGITS.get(metric, 2)
-        result.append(Column(heading, lambda _, g, m=metric, d=digits: _mean(*mean_and_error(g.metric(m)), d)))
+        result.append(Column(heading, _metric_cell(metric, digits)))
         if metric in COMPARED and any(len(section.groups) > 1 for section in comparison.sections):
-            result.append(Column(f"{heading} - reference", lambda s, g, m=metric: _difference(s, g, m)))
+            result.append(Column(f"{heading} - reference", _difference_cell(metric)))
     if any(math.isfinite(group.decoder_evaluations) for group in comparison.groups):
         result.append(Column("evaluations", lambda _, g: _number(g.decoder_evaluations, "g")))
     if any(math.isfinite(group.epoch_seconds) for group in comparison.groups):
         result.append(Column("s/epoch", lambda _, g: _number(g.epoch_seconds, ".1f")))
     return result
+
+
+def _metric_cell(metric: str, digits: int) -> Callable[[Section, Group], str]:
+    return lambda _, group: _mean(*mean_and_error(group.metric(metric)), digits)
+
+
+def _difference_cell(metric: str) -> Callable[[Section, Group], str]:
+    return lambda section, group: _difference(section, group, metric)
 
 
 def _number(value: float, form: str) -> str:

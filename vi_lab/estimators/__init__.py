@@ -13,7 +13,7 @@ from vi_lab.estimators.baselines import Baseline, InputDependent, LeaveOneOut, M
 from vi_lab.estimators.concrete import Concrete
 from vi_lab.estimators.disarm import DisARM
 from vi_lab.estimators.disarm_tree import DisARMTree
-from vi_lab.estimators.dreg import DoublyReparameterised
+from vi_lab.estimators.dreg import DoublyReparameterised, DoublyReparameterized
 from vi_lab.estimators.exact import Exact
 from vi_lab.estimators.gapped_straight_through import GappedStraightThrough
 from vi_lab.estimators.gumbel_rao import GumbelRao
@@ -48,6 +48,7 @@ __all__ = [
     "DisARM",
     "DisARMTree",
     "DoublyReparameterised",
+    "DoublyReparameterized",
     "Estimate",
     "Exact",
     "Exponential",

@@ -107,6 +107,18 @@ class Exponential(nn.Module):
         return value.log()
 
 
+def temperature_of(module: nn.Module) -> Tensor | None:
+    """What `add_temperature` has given to `module`, as a 0-d tensor; None where it has no temperature.
+
+    Raises:
+        TypeError: it has something else under that name.
+    """
+    temperature = getattr(module, "temperature", None)
+    if temperature is not None and not isinstance(temperature, Tensor):
+        raise TypeError(f"{type(module).__name__}.temperature must be a tensor, as add_temperature makes it")
+    return temperature
+
+
 def add_temperature(module: nn.Module, temperature: float, name: str = "temperature", learn: bool = False) -> None:
     """Give `module` a 0-d buffer that a schedule writes; or, to `learn`, a parameter that the loss moves in its log.
 

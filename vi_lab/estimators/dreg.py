@@ -16,7 +16,7 @@ from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound
 
 
-class DoublyReparameterised(GradientEstimator):
+class DoublyReparameterized(GradientEstimator):
     """IWAE whose gradient through z is multiplied once more by the normalized weight.
 
     Unbiased where the cost is -log w of this very q, as `ELBO(kl="path")` makes it; for another cost the identity
@@ -35,3 +35,6 @@ class DoublyReparameterised(GradientEstimator):
             weights = (-f.detach()).softmax(0)  # w_s / sum_t w_t
             z.register_hook(lambda gradient: gradient * weights.reshape(*weights.shape, *[1] * len(q.event_shape)))
         return Estimate(importance_weighted_bound(f), f.new_zeros(()), f.detach())
+
+
+DoublyReparameterised = DoublyReparameterized  # its name before 0.2.0

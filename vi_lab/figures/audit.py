@@ -103,7 +103,7 @@ def simplex(temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)) -> Figure:
             torch.manual_seed(0)
             q = torch.distributions.Independent(one_hot_categorical(logits), 1)
             points = relaxed_sample(q, temperature, 1500)[:, 0, 0] @ corners
-        axes.fill(*corners.T.numpy(), facecolor="none", edgecolor=COLORS["grey"], linewidth=1)
+        axes.fill(*corners.T.numpy(), facecolor="none", edgecolor=COLORS["gray"], linewidth=1)
         axes.scatter(*points.T.numpy(), s=3, color=COLORS["blue"], alpha=0.35, linewidths=0)
         for corner, name, below in zip(corners, ("p = 0.5", "p = 0.3", "p = 0.2"), (1, 1, 0), strict=True):
             offset = (0, -12 if below else 5)

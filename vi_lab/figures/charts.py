@@ -39,9 +39,9 @@ def history(rows: list[dict], final: dict[str, float] | None = None) -> Figure:
 
 
 def relaxation(rows: list[dict]) -> Figure:
-    """What is optimised against the loss of the model itself, the gap between them shaded; the temperature beneath."""
+    """What is optimized against the loss of the model itself, the gap between them shaded; the temperature beneath."""
     temperature = any("temperature" in row for row in rows)
-    panels = {"height_ratios": [3, 1]} if temperature else {}
+    panels: dict[str, Any] = {"height_ratios": [3, 1]} if temperature else {}
     figure, axes = chart(1 + temperature, sharex=True, height=5.2 if temperature else 4.2, **panels)
     top = axes[0] if temperature else axes
     epochs = [row["epoch"] for row in rows]
@@ -52,9 +52,9 @@ def relaxation(rows: list[dict]) -> Figure:
     else:
         _curve(top, rows, "train/loss_unrelaxed", color=COLORS["orange"], label="train, unrelaxed: at true samples")
         top.fill_between(epochs, relaxed, unrelaxed, color=COLORS["blue"], alpha=0.12, label="relaxation gap")
-        _curve(top, rows, "train/loss", color=COLORS["blue"], label="train, relaxed: what is optimised")
+        _curve(top, rows, "train/loss", color=COLORS["blue"], label="train, relaxed: what is optimized")
     if temperature:
-        _curve(axes[1], rows, "temperature", color=COLORS["grey"])
+        _curve(axes[1], rows, "temperature", color=COLORS["gray"])
         axes[1].set_ylim(0, 1.15 * max(row.get("temperature", 0) for row in rows))
         axes[1].set_ylabel("temperature")
         axes[1].set_xlabel("epoch")

@@ -18,7 +18,7 @@ DPI = 100
 def montage(images: Tensor, pad: int = 1) -> Tensor:
     """Row r, column c as in a table, each image in a border of paper.
 
-    Grey (R, C, 1, H, W) -> (R * (H + 2 pad), C * (W + 2 pad)), where 0 is paper; color (R, C, 3, H, W) ->
+    Gray (R, C, 1, H, W) -> (R * (H + 2 pad), C * (W + 2 pad)), where 0 is paper; color (R, C, 3, H, W) ->
     (R * (H + 2 pad), C * (W + 2 pad), 3), where 1 is paper. float32 on the CPU.
     """
     colors = images.shape[2]
@@ -28,7 +28,7 @@ def montage(images: Tensor, pad: int = 1) -> Tensor:
 
 
 def changes(images: Tensor, reference: Tensor, gain: float = 3.0) -> Tensor:
-    """How images differ from a reference: it in light grey, added ink in orange, missing ink in blue, `gain` times.
+    """How images differ from a reference: it in light gray, added ink in orange, missing ink in blue, `gain` times.
 
     Both (..., 1, H, W) in [0, 1], broadcast -> (..., 3, H, W).
     """
@@ -77,7 +77,7 @@ def image_grid(
         spine.set_visible(False)
     for row, column in frames or []:
         corner = (column * width, row * height)
-        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLORS["grey"], linewidth=1.5))
+        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLORS["gray"], linewidth=1.5))
     return figure
 
 
@@ -91,7 +91,7 @@ def manifold(images: Tensor, extent: float) -> Figure:
     canvas = montage(images, pad=0)
     title = f"means of p(x|z) on a {len(images)} x {len(images)} lattice over [{-extent:g}, {extent:g}]²"
     figure, axes = _exact_axes(canvas, title, left=0.75, bottom=0.65)
-    edge = extent + extent / (len(images) - 1)  # the outer images are centred on the border
+    edge = extent + extent / (len(images) - 1)  # the outer images are centered on the border
     limits = (-edge, edge, -edge, edge)
     axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto", extent=limits)
     axes.set_xlabel("z₁")

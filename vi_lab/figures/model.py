@@ -49,7 +49,7 @@ class Encoded(NamedTuple):
     labels: Tensor
     """(N,)"""
     means: Tensor
-    """(N, *event) posterior means: of discrete variables the probabilities, of vector quantisation the codes."""
+    """(N, *event) posterior means: of discrete variables the probabilities, of vector quantization the codes."""
     states: Tensor | None
     """(N, L, K) posterior probabilities of the states of discrete variables; None for Gaussian ones."""
 
@@ -160,7 +160,7 @@ def pictures(
     few = seen.x[:32]
     reconstructions = model.likelihood.mean(model.decode(model.posterior(few).sample((1,))))[0]
     pairs = torch.stack([few.float(), reconstructions.float()], 1).flatten(0, 1)  # image, reconstruction, image, ...
-    seen_as = {"dynamic": "pixels drawn anew each time", "none": "grey"}.get(datamodule.binarization, "binarised")
+    seen_as = {"dynamic": "pixels drawn anew each time", "none": "gray"}.get(datamodule.binarization, "binarized")
     title = f"test images as the model sees them ({seen_as})"
     yield "data", grids.image_grid(grids.in_rows(seen.x[:64], 8), title)
     yield (
@@ -172,7 +172,7 @@ def pictures(
         yield "history", charts.history(rows, final)
         if model.estimator.relaxed or any("temperature" in row for row in rows):
             yield "relaxation", charts.relaxation(rows)
-    yield from _gaussian(model, seen) if seen.states is None else _discrete(model, seen)
+    yield from _gaussian(model, seen) if seen.states is None else _discrete(model, seen, seen.states)
     if final is not None and not (seen.states is None and seen.means.shape[1] == 2):
         what = "means" if seen.states is None or isinstance(model.latent, VQ) else "probabilities"
         title = f"t-SNE of the posterior {what} of {len(seen.x)} test images (axes without unit)"
@@ -206,12 +206,12 @@ def _gaussian(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
     yield "interpolations", _interpolations(model, seen, interpolation(seen.means[a], seen.means[b], 9), title)
 
 
-def _discrete(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
-    yield "code_usage", charts.code_usage(seen.states)
-    index = seen.states.argmax(-1)  # (N, L)
-    states = seen.states.shape[2]
-    variables = information(seen.states).argsort(descending=True, stable=True)[:10]
-    codes = seen.states.float().mean((0, 1)).argsort(descending=True, stable=True)[:20].sort().values
+def _discrete(model: VAE, seen: Encoded, probabilities: Tensor) -> Iterator[tuple[str, Figure]]:
+    yield "code_usage", charts.code_usage(probabilities)
+    index = probabilities.argmax(-1)  # (N, L)
+    states = probabilities.shape[2]
+    variables = information(probabilities).argsort(descending=True, stable=True)[:10]
+    codes = probabilities.float().mean((0, 1)).argsort(descending=True, stable=True)[:20].sort().values
     shown = len(codes)
     count = max(1, min(10 // states, len(index)))  # so many images that the table is about ten wide
     own = index[:count]

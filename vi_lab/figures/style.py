@@ -20,7 +20,7 @@ from vi_lab.runs.files import write_bytes
 from vi_lab.schema import CONFIG_DIR
 
 # Okabe and Ito's colors, which the color-blind can tell apart
-COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666", "yellow": "#F0E442"}
+COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "gray": "#666666", "yellow": "#F0E442"}
 # Petroff's ten (arXiv 2107.02270), made for scatter plots under color-vision deficiency; ordered so that digits that
 # lie close together in latent space (3, 5, 8; 4, 7, 9) are far apart in color
 TEN = ("#717581", "#a96b59", "#94a4a2", "#ffa90e", "#832db6", "#3f90da", "#e76300", "#b9ac70", "#bd1f01", "#92dadd")
@@ -37,8 +37,9 @@ def chart(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 4
 
 def render(figure: Figure) -> np.ndarray:
     """The figure's pixels: (H, W, 3) uint8."""
-    figure.canvas.draw()
-    return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    canvas = figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def write_png(path: Path, pixels: np.ndarray) -> Path:

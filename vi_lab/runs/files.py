@@ -65,6 +65,15 @@ class Status:
         self.started = time.time()
 
     def write(self, state: str, reason: str | None = None) -> None:
+        """Replace the file; a reader sees the old state or the new one.
+
+        Args:
+            state: running, completed, interrupted or failed.
+            reason: one line, for a run that failed or was interrupted.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         now = time.time()
         write_json(
             self.path,

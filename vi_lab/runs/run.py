@@ -80,7 +80,7 @@ class Run:
         """
         if not (self.folder / CONFIG_FILE).is_file():
             raise UserError(f"{self.folder}: no run folder (it has no {CONFIG_FILE})")
-        values = read_yaml(self.folder, CONFIG_FILE)
+        values: dict[str, Any] = read_yaml(self.folder, CONFIG_FILE)
         made_by = str(self.environment.get("vi_lab", "an unknown version"))
         check_stored(values, str(self.folder / CONFIG_FILE), made_by)
         return OmegaConf.create(values)
@@ -97,6 +97,7 @@ class Run:
 
     @cached_property
     def status(self) -> dict[str, Any]:
+        """status.json: the state that the run has written, since when, and why; empty where there is none."""
         return read_json(self.folder, "status.json")
 
     @property

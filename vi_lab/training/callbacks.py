@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from vi_lab.audit import Bench
 from vi_lab.console import Terminal
 from vi_lab.errors import ViLabError
+from vi_lab.estimators.base import temperature_of
 from vi_lab.models import VAE
 from vi_lab.runs.files import write_csv
 from vi_lab.schedules import Schedule
@@ -26,8 +27,19 @@ ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temper
 
 
 def step_is_complete(trainer: lightning.Trainer, batch_idx: int) -> bool:
-    """Whether the optimiser has stepped with this batch, where gradients of several batches are accumulated."""
+    """Whether the optimizer has stepped with this batch, where gradients of several batches are accumulated."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def vae(module: lightning.LightningModule) -> VAE:
+    """What a hook is given, as what our callbacks are for.
+
+    Raises:
+        TypeError: another module is trained.
+    """
+    if not isinstance(module, VAE):
+        raise TypeError(f"the callbacks of vi_lab are for a VAE, not for {type(module).__name__}")
+    return module
 
 
 class Temperature(Callback):
@@ -44,23 +56,28 @@ class Temperature(Callback):
     @property
     def value(self) -> float | None:
         """What is reported; None where the estimator has no temperature."""
-        return self.written if self.learner is None else self.learner.temperature.item()
+        learned = None if self.learner is None else temperature_of(self.learner)
+        return self.written if learned is None else learned.item()
 
-    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
-        self._write(trainer, module)
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The first value, so that what happens before the first step sees it; a resumed run takes its step's."""
+        self._write(trainer, pl_module.estimator)
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: VAE, *_: object) -> None:
-        self._write(trainer, module)
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
+    ) -> None:
+        """The value of the step that follows."""
+        self._write(trainer, pl_module.estimator)
 
-    def _write(self, trainer: lightning.Trainer, module: VAE) -> None:
-        if not hasattr(module.estimator, "temperature"):
+    def _write(self, trainer: lightning.Trainer, estimator: torch.nn.Module | torch.Tensor) -> None:
+        if not isinstance(estimator, torch.nn.Module) or (temperature := temperature_of(estimator)) is None:
             return
-        if is_parametrized(module.estimator, "temperature"):
-            self.learner = module.estimator
+        if is_parametrized(estimator, "temperature"):
+            self.learner = estimator
             return
         value = self.schedule(trainer.global_step)
         if value != self.written:
-            module.estimator.temperature.fill_(value)
+            temperature.fill_(value)
             self.written = value
 
 
@@ -87,29 +104,41 @@ class Recorder(Callback):
         self.resumed_after: float | None = None  # seconds into the epoch at the checkpoint
 
     def state_dict(self) -> dict:
+        """Rows and wall times until now, and the seconds into the epoch: a resumed run writes the same tables."""
         return {"rows": self.rows, "timing": self.timing, "elapsed": time.perf_counter() - self.epoch_started}
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes the rows back, and from the last one the metrics that count as final where no epoch follows."""
         self.rows, self.timing = state["rows"], state["timing"]
         self.resumed_after = state["elapsed"]
         if self.rows:
             self.final = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
 
-    def on_fit_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Opens the run in the loggers, once: a resumed run is open already."""
         if self.resumed_after is None:
             loggers.log_start(trainer, self.folder, self.hyperparameters)
 
-    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Sets the clock back by what the interrupted epoch had taken until its checkpoint."""
         # within an epoch Lightning does not say `on_train_epoch_start` again
         self.epoch_started = time.perf_counter() - (self.resumed_after or 0)
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock of the epoch."""
         self.epoch_started = time.perf_counter()
 
-    def on_before_backward(self, trainer: lightning.Trainer, module: VAE, loss: torch.Tensor) -> None:
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Keeps the step's loss to be looked at; on the CPU looks at once, before it reaches the weights.
+
+        Raises:
+            ViLabError: it is not finite.
+        """
         self.losses.append((trainer.global_step + 1, loss.detach()))
         if loss.device.type == "cpu":  # reading costs nothing here; elsewhere it would wait for the device
-            self.check_losses(trainer, module)
+            self.check_losses(trainer, vae(pl_module))
 
     def check_losses(self, trainer: lightning.Trainer, module: VAE) -> None:
         """Look at the losses since the last look.
@@ -129,23 +158,37 @@ class Recorder(Callback):
         )
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
+        """Logs the means since the last point, every `trainer.log_every_n_steps` steps of the optimizer.
+
+        Raises:
+            ViLabError: a loss or a mean is not finite.
+        """
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0 and step_is_complete(trainer, batch_idx):
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        if step % every == 0 and step_is_complete(trainer, batch_idx):
+            module = vae(pl_module)
             self.check_losses(trainer, module)
             means = self._checked(trainer, module.window_means.compute())
             module.window_means.reset()
             loggers.log(trainer, {**means, **self._temperature()})
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
-        self._publish_evaluation(trainer, module)
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Logs the validation means, and those of test images evaluated along with them; keeps them for the row."""
+        self._publish_evaluation(trainer, vae(pl_module))
 
-    def on_test_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
-        self._publish_evaluation(trainer, module)
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Logs the means of the test split at the end of the run."""
+        self._publish_evaluation(trainer, vae(pl_module))
 
     def _publish_evaluation(self, trainer: lightning.Trainer, module: VAE) -> None:
-        means = {}
+        means: dict[str, float] = {}
         for accumulated in module.evaluation_means.values():
             means |= accumulated.compute(self._sum_over_processes(trainer))
         module.evaluation_means.clear()
@@ -154,7 +197,13 @@ class Recorder(Callback):
         loggers.log(trainer, means)
         self.final |= means
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Adds the epoch's row and wall time (s), and writes both tables anew.
+
+        Raises:
+            ViLabError: a mean is not finite.
+        """
+        module = vae(pl_module)
         means = self._checked(trainer, module.epoch_means.compute(self._sum_over_processes(trainer)))
         module.epoch_means.reset()
         epoch, step = trainer.current_epoch + 1, trainer.global_step
@@ -190,7 +239,7 @@ class Recorder(Callback):
 class ProgressDisplay(Callback):
     """A rich bar with the losses and the temperature on a terminal; one plain line per epoch elsewhere.
 
-    Values are read from the device at most four times a second, so a step costs no synchronisation.
+    Values are read from the device at most four times a second, so a step costs no synchronization.
     """
 
     def __init__(self, terminal: Terminal, recorder: Recorder, bar: bool, label: str = "") -> None:
@@ -198,7 +247,8 @@ class ProgressDisplay(Callback):
         self.terminal, self.recorder, self.show_bar, self.label = terminal, recorder, bar, label
         self.progress: Progress | None = None
 
-    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Opens the bar, in the main process only."""
         self.enabled = trainer.is_global_zero
         if self.enabled and self.show_bar:
             columns = (
@@ -208,14 +258,21 @@ class ProgressDisplay(Callback):
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[values]}"),
             )
-            self.progress = Progress(*columns, console=self.terminal, transient=True, refresh_per_second=4)
-            self.task = self.progress.add_task("", total=trainer.num_training_batches, values="")
-            self.progress.start()
+            progress = Progress(*columns, console=self.terminal, transient=True, refresh_per_second=4)
+            self.task = progress.add_task("", total=trainer.num_training_batches, values="")
+            progress.start()
+            self.progress = progress
         self.next_update = 0.0
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
+        """Moves the bar, at most four times a second: the means have to be read from the device."""
         if self.progress is None or (now := time.perf_counter()) < self.next_update:
             return
         self.next_update = now + 0.25
@@ -223,19 +280,24 @@ class ProgressDisplay(Callback):
             self.task,
             description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
             completed=batch_idx + 1,
-            values=self._summary(module.epoch_means.compute()),
+            values=self._summary(vae(pl_module).epoch_means.compute()),
         )
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says the epoch in one line, from the row that the recorder has just made."""
         if self.enabled:
             row, seconds = self.recorder.rows[-1], self.recorder.timing[-1]["seconds"]
             line = f"{self.label}epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
             self.terminal.say(line)
 
-    def on_train_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Takes the bar away before the tables of the end are printed."""
         self._stop()
 
-    def on_exception(self, trainer: lightning.Trainer, module: VAE, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Takes the bar away, so that the error stands alone and the cursor comes back."""
         self._stop()
 
     def _stop(self) -> None:
@@ -275,17 +337,25 @@ class GradientAudit(Callback):
         reference_draws: int,
     ) -> None:
         self.every, self.samples, self.batch = every_n_steps, samples, batch
-        self.limits = {"max_states": max_states, "error": reference_error, "most": reference_draws}
+        self.max_states, self.reference_error, self.reference_draws = max_states, reference_error, reference_draws
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: tuple, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: tuple,
+        batch_idx: int,
     ) -> None:
+        """Measures on the first images of this batch, after a step of the optimizer, in the main process."""
         due = trainer.global_step % self.every == 0 and step_is_complete(trainer, batch_idx)
         if not due or not trainer.is_global_zero:
             return
+        module = vae(pl_module)
         bench = Bench(module, batch[0][: self.batch], module.objective.beta)
         estimator = copy.deepcopy(module.estimator).eval()
-        reference = bench.reference(estimator.samples if estimator.multi_sample else 0, **self.limits)
+        samples = estimator.samples if estimator.multi_sample else 0
+        reference = bench.reference(samples, self.max_states, self.reference_error, self.reference_draws)
         measured = bench.measure(estimator, module.objective, reference, self.samples, encoder=False)["logits"]
         values = {f"audit/{name}": value for name, value in measured._asdict().items() if math.isfinite(value)}
         loggers.log(trainer, {**values, "audit/reference_error": reference.error})

@@ -25,7 +25,7 @@ from vi_lab.errors import Interrupted, ViLabError, one_line
 from vi_lab.models import VAE
 from vi_lab.runs.trust import load_checkpoint
 from vi_lab.training import loggers
-from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete
+from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete, vae
 from vi_lab.training.signals import Stop
 
 
@@ -34,6 +34,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     where a kill leaves a truncated file. Loads weights only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it; what stood there becomes previous.ckpt.
+
+        Raises:
+            ViLabError: it cannot be written, such as on a full disk; what stood there stays.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,6 +58,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             scratch.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Tensors and plain values on the CPU, whatever device and pickles Lightning would allow.
+
+        Raises:
+            ViLabError: it is damaged, or holds anything else.
+        """
         return load_checkpoint(Path(path))
 
 
@@ -80,13 +90,16 @@ class Checkpoints(Checkpoint):
         self.stopped_early = False  # by early stopping
 
     def state_dict(self) -> dict[str, Any]:
+        """What `rewind` and a resumed run need to know of this very checkpoint."""
         names = ("best", "is_best", "events", "epoch_ended", "stopped_early")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what still holds after the checkpoint; the rest is of the checkpoint alone."""
         self.best, self.epoch_ended, self.stopped_early = state["best"], state["epoch_ended"], state["stopped_early"]
 
-    def on_train_start(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Does what an interruption at the end of an epoch has left undone: early stopping, plateau schedules."""
         trainer.should_stop |= self.stopped_early  # or a run that early stopping had ended would train one epoch more
         if self.epoch_ended:
             self._step_plateaus(trainer)
@@ -100,20 +113,35 @@ class Checkpoints(Checkpoint):
                 scheduler.scheduler.step(row[scheduler.monitor])
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: VAE, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
+        """Saves within the epoch where that is due or a signal asks to stop; the epoch's last step is left to its end.
+
+        Raises:
+            Interrupted: a signal has asked to stop.
+        """
         if trainer.is_last_batch or not step_is_complete(trainer, batch_idx):  # the end of the epoch follows, or more
             return
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due or self.stop.requested:
-            self._save(trainer, module)
+            self._save(trainer, vae(pl_module))
         self._serve(trainer)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Saves the epoch, and gives the checkpoint its second name where it is the best until now.
+
+        Raises:
+            Interrupted: a signal has asked to stop.
+        """
         loss = self.recorder.rows[-1].get("val/loss", float("inf"))
         self.is_best, self.best = loss < self.best, min(loss, self.best)
         self.epoch_ended = True
-        self._save(trainer, module)
+        self._save(trainer, vae(pl_module))
         self.epoch_ended = False
         if self.is_best and trainer.is_global_zero:
             _link(self.file, self.file.with_name("best.ckpt"))

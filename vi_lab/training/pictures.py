@@ -7,14 +7,19 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from vi_lab.data import MNISTDataModule
 from vi_lab.figures.model import at_rest, encode, pictures
 from vi_lab.figures.style import reduced, render, write_png
 from vi_lab.models import VAE
-from vi_lab.training.callbacks import Recorder
+from vi_lab.training.callbacks import Recorder, vae
 from vi_lab.training.loggers import tensorboard
 
 PROJECTED = 1000  # test images in TensorBoard's projector
 TAG = "pictures"
+
+
+def _datamodule(trainer: lightning.Trainer) -> MNISTDataModule:
+    return trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
 
 class Pictures(Callback):
@@ -24,11 +29,12 @@ class Pictures(Callback):
         """recorder: must come before this callback, so that its rows include the epoch that has just ended."""
         self.folder, self.recorder, self.every = folder, recorder, every_n_epochs
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: VAE) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draws where the epoch is due; the last one's pictures come with `finish`, which has the final metrics."""
         epoch = trainer.current_epoch + 1
         last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if self.every and epoch % self.every == 0 and not last:  # `finish` draws the last
-            self.write(trainer, module)
+            self.write(trainer, vae(pl_module))
 
     def finish(self, trainer: lightning.Trainer, module: VAE) -> None:
         """All pictures, at the end of a run, when the final metrics are known."""
@@ -41,7 +47,7 @@ class Pictures(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = tensorboard(trainer)
         with at_rest(module):
-            for name, figure in pictures(module, trainer.datamodule, self.recorder.rows, final):
+            for name, figure in pictures(module, _datamodule(trainer), self.recorder.rows, final):
                 pixels = render(figure)
                 write_png(self.folder / f"{name}.png", pixels)
                 if writer is not None:
@@ -53,7 +59,7 @@ def project(trainer: lightning.Trainer, model: VAE) -> None:
     if (writer := tensorboard(trainer)) is None:
         return
     with at_rest(model):
-        seen = encode(model, trainer.datamodule, PROJECTED)
+        seen = encode(model, _datamodule(trainer), PROJECTED)
     writer.add_embedding(
         seen.means.flatten(1).double().cpu().round(decimals=4),  # short decimals: the file is text
         metadata=seen.labels.tolist(),

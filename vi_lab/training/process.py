@@ -53,11 +53,11 @@ def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = 
     torch.set_flush_denormal(True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cores if workers < 0 else workers
-    threads = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
-    torch.set_num_threads(threads)
+    count: int = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
+    torch.set_num_threads(count)
     kind = config.accelerator.accelerator
     if kind in ("gpu", "cuda") or (kind == "auto" and torch.cuda.is_available()):
-        return "cuda", threads
+        return "cuda", count
     if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available()):
-        return "mps", threads
-    return "cpu", threads
+        return "mps", count
+    return "cpu", count

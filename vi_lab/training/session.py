@@ -116,7 +116,7 @@ class Session:
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
         self.say(
             f"{config.name} seed {config.seed}: {self.model.latent} on {data.source} "
-            f"({images} images, {data.binarization} binarisation), {optimizer}, {self.device}, {self.threads} threads"
+            f"({images} images, {data.binarization} binarization), {optimizer}, {self.device}, {self.threads} threads"
         )
 
     def rewind(self) -> Path | None:
@@ -175,7 +175,7 @@ class Session:
         rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
         write_json(self.folder / "metrics.json", rows)
         loggers.log_end(trainer, final)
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
             if isinstance(callback, Pictures):
                 callback.finish(trainer, self.model)
         if self.config.projector:
