@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
+from vi_lab import cli
 from vi_lab.config import check_overrides
 from vi_lab.schema import CONFIG_DIR
 
@@ -61,3 +64,26 @@ def write_idx(folder: Path, train: int = 300, test: int = 100, name: str = "MNIS
         header = struct.pack(">II", 0x0801, count)
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + labels.numpy().tobytes())
     return folder
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """The one line with which `vi-lab` refuses a user's mistake, before it says anything else."""
+    assert cli.main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def small_vae(latent: Any, estimator: Any, **arguments: Any) -> Any:
+    """A VAE of linear networks on 28 x 28 images, made without a config."""
+    from vi_lab import likelihoods, networks
+    from vi_lab.models import VAE
+    from vi_lab.objectives import ELBO
+
+    torch.manual_seed(0)
+    shape = (1, 28, 28)
+    encoder = networks.MLPEncoder(shape, latent.feature_size, [])
+    decoder = networks.MLPDecoder(latent.size, shape, [])
+    optimizer = functools.partial(torch.optim.SGD, lr=0.1)
+    return VAE(latent, encoder, decoder, likelihoods.Bernoulli(), ELBO(), estimator, optimizer, **arguments)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vi_lab import cli, networks, schema
+from tests.support import refusal
 from vi_lab.config import check_overrides, read_arguments, split_sweep
-from vi_lab.data import BINARIZATIONS, SOURCES
 from vi_lab.errors import UserError, one_line
-from vi_lab.schema import ACTIVATION, CONFIG_DIR, KEYS, leaves
+from vi_lab.schema import CONFIG_DIR, leaves
 
 GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
 
@@ -77,44 +75,16 @@ MISTAKES = {
     "trainer.max_epoch=3": "there is no key trainer.max_epoch; did you mean max_epochs",
     "latent=12x5": "use latent=categorical latent.variables=12 latent.classes=5",
     "latent.dim=3": "there is no key latent.dim .*variables, classes",
-    "estimator=gaussian latent=30x10": "gaussian does not work with a categorical latent.*latent=gaussian",
-    "estimator=exact latent=30x10": "sums over all states.*latent=1x10",
-    "temperature=0": "temperature=0: wanted a number above 0",
-    "temperature=-1": "wanted a number above 0",
-    "temperature=abc": "temperature='abc': wanted a number above 0",
-    "temperature=nan": "wanted a number above 0",
-    "temperature=null": "temperature=null: wanted a number above 0",
-    "data.batch_size=0": "data.batch_size=0: wanted a whole number of at least 1",
-    "data.batch_size=1.5": "wanted a whole number",
-    "data.download=1": "wanted true or false",
-    "data.binarization=dither": "wanted one of dynamic, fixed, threshold, none",
-    "network.encoder.hidden=[1,a]": "wanted a list of whole numbers",
-    "network.encoder.activation=swosh": "wanted one of relu",
-    "network.encoder=3": "wanted a mapping",
-    "network=3": "network=3",
-    "optimizer.lr=null": "optimizer.lr=null: wanted a number above 0",
-    "seed=-1": "wanted a whole number from 0",
-    "name=a/b": r"wanted a name that can be a folder.s",
-    "+foo=1": "there is no key foo",
-    "+estimator.foo=1": "estimator has no key foo",
-    "+estimator.sample=1": "did you mean samples",
     "+seed=1": "leave out the +",
     "estimator.samples=${nope}": "estimator.samples: Interpolation key 'nope' not found",
     "data.root=${oc.env:VI_LAB_NOT_SET}": "environment variable VI_LAB_NOT_SET is not set",
-    "accelerator.devices=0": "wanted a whole number of at least 1",
-    "trainer.precision=33": "wanted one of 32-true",
     "a[b": "cannot read the override 'a\\[b'",
 }
 
 
 @pytest.mark.parametrize("overrides", MISTAKES)
 def test_mistakes_get_one_line_that_names_what_is_accepted(overrides: str, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["train", *overrides.split()]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    with pytest.raises(UserError, match=MISTAKES[overrides]):
-        compose(*overrides.split())
+    assert re.search(MISTAKES[overrides], refusal(capsys, "train", *overrides.split()))
 
 
 def test_a_mistake_in_any_job_of_a_sweep_is_found_before_the_first_starts() -> None:
@@ -153,14 +123,6 @@ def test_sweeps_split_as_hydra_splits_them() -> None:
     assert jobs[0] == ["estimator=rloo", "seed=0", "network.encoder.hidden=[1,2]"]
     shipped = list((CONFIG_DIR / "estimator").glob("*.yaml"))
     assert len(split_sweep(["estimator=glob(*)"])) == len(shipped)
-
-
-def test_rules_agree_with_the_code() -> None:
-    """The rules are written out, so that a mistake is answered without importing torch."""
-    assert all(ACTIVATION.holds(name) for name in networks.ACTIVATIONS)
-    assert ACTIVATION.wanted == "one of " + ", ".join(networks.ACTIVATIONS)
-    assert KEYS["data.binarization"].rule.wanted == "one of " + ", ".join(BINARIZATIONS)
-    assert (*SOURCES, "digits") == schema.SOURCES
 
 
 SHIPPED = dict(leaves(check_overrides("train", [], False)[0]))
@@ -241,35 +203,3 @@ def test_a_thousand_overrides_compose_or_end_in_one_line() -> None:
     check()
     assert len(outcomes) >= 1000
     assert 0.05 < sum(outcomes) / len(outcomes) < 0.95  # both kinds were met
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["trian"], ["train", "--help"], ["train", "estimator=gumbl"], []])
-def test_help_and_mistakes_do_not_import_torch(arguments: list[str]) -> None:
-    report = "atexit.register(lambda: print('torch' in sys.modules))"
-    code = f"import atexit, sys; {report}; from vi_lab.cli import main; sys.exit(main({arguments!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.endswith("False\n"), done.stderr
-    assert done.returncode == (0 if "--help" in arguments else 2)
-
-
-def test_help_names_groups_and_examples(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as exit_code:  # Hydra leaves by itself
-        cli.main(["train", "--help"])
-    assert exit_code.value.code in (0, None)
-    text = capsys.readouterr().out
-    for word in ("estimator: arm, ", "latent: ", "EXAMPLES", "max_epochs: 10"):
-        assert word in text
-
-
-def test_mistyped_command(capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["trian"]) == 2
-    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
-
-
-def test_missing_gpu(capsys: pytest.CaptureFixture) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    assert cli.main(["train", "accelerator=gpu"]) == 2
-    assert "no CUDA device is visible here; use accelerator=cpu" in capsys.readouterr().err

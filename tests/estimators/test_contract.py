@@ -1,4 +1,4 @@
-"""One contract, held over every file in configs/estimator/ and every latent that the file names.
+"""One contract, held over every file in configs/estimator/ and every latent that the file's family names.
 
 The family-wise false-alarm rate of the unbiasedness tests is 1e-3; see `toy.py`.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.distributions import Independent, OneHotCategorical
 
 from tests.estimators.toy import ROWS, THRESHOLD, make, make_config, posterior, problem, worst
@@ -33,8 +32,7 @@ NAMES = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
 
 
 def latents(name: str) -> list[str]:
-    values = yaml.safe_load((CONFIG_DIR / "estimator" / f"{name}.yaml").read_text())
-    return values["latents"] if "latents" in values else make_config(name)["estimator"]["latents"]
+    return make_config(name)["compatible_latents"]
 
 
 PAIRS = [(name, kind) for name in NAMES for kind in latents(name)]

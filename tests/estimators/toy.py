@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
 
+from vi_lab import latents
 from vi_lab.build import build_estimator
 from vi_lab.config import check_overrides
 from vi_lab.distributions import NearestCode, detach, enumerate_support, log_prob
@@ -49,6 +50,12 @@ PHI = {
     "gaussian": torch.tensor([[0.3, -0.6], [-0.5, 0.4]], dtype=torch.float64),  # mean, log variance
     "vq": torch.tensor([[0.3, -0.6], [1.5, 0.4]], dtype=torch.float64),  # two encodings
 }
+LATENTS = {
+    "categorical": latents.Categorical(2, 3),
+    "bernoulli": latents.Bernoulli(3),
+    "gaussian": latents.Gaussian(2),
+}
+"""Those whose features are `PHI`."""
 CODEBOOK = torch.tensor([[0.0, 0.0], [1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
 
 

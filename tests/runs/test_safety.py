@@ -16,7 +16,8 @@ from vi_lab import cli, find_runs, load_run
 from vi_lab.config import check_overrides
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
-from vi_lab.runs.trust import load_checkpoint
+from vi_lab.runs.trust import check_targets, load_checkpoint
+from vi_lab.schema import CONFIG_DIR
 
 COMMANDS = {
     "train": ["train", "resume=theirs"],
@@ -243,3 +244,35 @@ def test_classes_of_the_users_own(theirs: Path, monkeypatch: pytest.MonkeyPatch,
     assert "set VI_LAB_TRUST=minelib" in refused(capsys, *COMMANDS["reproduce"])
     monkeypatch.setenv("VI_LAB_TRUST", "other,minelib")
     assert cli.main(COMMANDS["reproduce"]) == 0
+
+
+HOSTILE = [
+    "os.system",
+    "vi_lab.runs.environment.subprocess.run",
+    "builtins.exec",
+    "torch.hub.load",
+    "vi_lab.build.hydra.main",
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+@pytest.mark.parametrize("key", ["latent", "estimator", "hidden"])
+def test_a_strangers_run_folder_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, target: str, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = check_overrides("train", [*SMALL, "latent=2x10"], False)[0]
+    if key == "hidden":
+        values["network"]["encoder"]["hidden"] = [{"_target_": target, "command": "touch planted"}]
+    else:
+        values[key]["_target_"] = target
+    Path("theirs").mkdir()
+    Path("theirs/config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert cli.main(["audit", "run=theirs", "hydra.run.dir=lab"]) == 2
+    assert "not a part of vi_lab" in capsys.readouterr().err
+    assert not Path("planted").exists()
+
+
+def test_every_shipped_target_is_trusted() -> None:
+    for name in sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml")):
+        check_targets(check_overrides("train", [f"estimator={name}"], False)[0], name)

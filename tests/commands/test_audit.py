@@ -1,0 +1,98 @@
+"""`vi-lab audit`: its tables and figures, on fresh and on trained models, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.support import run
+from vi_lab import cli
+from vi_lab.audit import Bench
+from vi_lab.config import check_overrides
+
+SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
+
+
+AUDIT = [*SMALL, "latent=2x10", "audit.samples=60", "audit.batch=4", "audit.warmup=2", "audit.temperatures=[0.5,1]"]
+
+
+def test_the_command_writes_tables_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = "audit.estimators=[gumbel_softmax,rloo,nvil,rebar,vimco]"
+    assert cli.main(["audit", *AUDIT, chosen, "audit.reference_draws=100", "hydra.run.dir=lab"]) == 0
+    report = json.loads(Path("lab/audit.json").read_text())
+    names = [row["estimator"] for row in report["estimators"] if row["group"] == "logits"]
+    assert names == ["gumbel_softmax", "rloo", "nvil", "rebar", "vimco"]
+    assert {row["temperature"] for row in report["temperatures"]} == {0.5, 1}
+    assert report["references"]["ELBO"]["relative_error"] == 0
+    assert report["references"]["bound of 5 samples"]["relative_error"] > 0
+    for name in ("bias_variance", "error_cost", "temperature", "simplex"):
+        assert Path(f"lab/figures/{name}.png").stat().st_size > 5000
+    assert Path("lab/audit.csv").read_text().count("\n") == 11
+    assert "relative bias" in capsys.readouterr().out
+
+
+def test_the_command_on_a_terminal(tmp_path: Path) -> None:
+    """With its progress bars, which a pipe does not show."""
+    command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]
+    inside = f"import os, pty, sys; os.chdir({str(tmp_path)!r}); sys.exit(pty.spawn({command!r}) >> 8)"
+    done = subprocess.run([sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert json.loads((tmp_path / "lab" / "status.json").read_text())["state"] == "completed"
+    assert b"Traceback" not in done.stdout
+
+
+def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [*SMALL, "estimator=rloo", "latent=2x10", "trainer.max_epochs=1", "figures=false"]
+    Path("trained").mkdir()
+    run(OmegaConf.create(check_overrides("train", overrides, False)[0]), Path("trained"))
+    options = ["audit.estimators=[rloo]", "audit.samples=40", "audit.batch=2", "threads=1", "accelerator=cpu"]
+    assert cli.main(["audit", "run=trained", *options, "hydra.run.dir=lab"]) == 0
+    assert json.loads(Path("lab/audit.json").read_text())["estimators"][0]["estimator"] == "rloo"
+    assert cli.main(["audit", "run=trained", "latent=4x8"]) == 2
+    assert cli.main(["audit", "run=nowhere"]) == 2
+    Path("trained/checkpoints/last.ckpt").write_bytes(b"no checkpoint")
+    assert cli.main(["audit", "run=trained", *options]) == 1
+
+
+def test_interrupted_it_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    measure, calls = Bench.measure, []
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(Bench, "measure", interrupted)
+    assert cli.main(["audit", *AUDIT, "audit.estimators=[rloo,muprop]", "hydra.run.dir=lab"]) == 130
+    report = json.loads(Path("lab/audit.json").read_text())
+    assert report["interrupted"]
+    assert {row["estimator"] for row in report["estimators"]} == {"rloo"}
+    assert json.loads(Path("lab/status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("audit.estimators=[gumbl]", "there is no gumbl"),
+        ("audit.estimators=[gaussian]", "gaussian does not work with a categorical latent"),
+        ("audit.samples=3", "audit.samples=3: wanted"),
+        ("audit.sample=30", "did you mean samples"),
+    ],
+)
+def test_mistakes(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["audit", *SMALL, override, "hydra.run.dir=lab"]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,171 @@
+"""`vi-lab train resume=FOLDER`: after signals, of sweeps, with more epochs, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.support import SMALL, config, read_rows
+from tests.training.crash import train, unequal
+from vi_lab import cli, load_run
+from vi_lab.commands.resume import resume_run
+from vi_lab.errors import UserError
+from vi_lab.runs.lock import hold
+from vi_lab.runs.trust import load_checkpoint
+from vi_lab.training.checkpoints import Checkpoints
+from vi_lab.training.signals import Stop
+
+
+def test_more_epochs_continue_a_completed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    train(tmp_path / "whole", "trainer.max_epochs=3", monkeypatch=monkeypatch)
+    with Stop():
+        train(tmp_path / "longer", "trainer.max_epochs=1", monkeypatch=monkeypatch)
+    (tmp_path / "longer" / "status.json").write_text('{"state": "completed"}')
+    capsys.readouterr()
+    resume_run(tmp_path / "longer", [])
+    assert "is completed, after 1 epochs" in capsys.readouterr().out
+    resume_run(tmp_path / "longer", ["trainer.max_epochs=3"])
+    assert unequal(tmp_path / "whole", tmp_path / "longer") == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[name]
+    small = [*SMALL, "trainer.max_epochs=40"]
+    command = [sys.executable, "-m", "vi_lab", "train", *small, "hydra.run.dir=ein Lauf mit ü"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    folder = tmp_path / "ein Lauf mit ü"
+    assert re.fullmatch(
+        rf"\nstopping after this step; once more stops at once\nvi-lab train: interrupted by {name} after step \d+ "
+        rf"\(epoch \d+\); go on with: vi-lab train '?resume=.*'?\n",
+        err,
+    ), err
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    step = load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+    assert f"after step {step} " in err
+    hint = re.search(r"vi-lab train (.*)\n", err)[1]
+    go_on = f"{sys.executable} -m vi_lab train {hint} trainer.max_epochs=41"  # as pasted into a shell
+    done = subprocess.run(go_on, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert load_run(folder).state == "completed"
+    assert [row["epoch"] for row in read_rows(folder)] == [str(n + 1) for n in range(41)]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_an_interrupted_sweep_is_finished(
+    tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [*SMALL, "estimator=gumbel_softmax,rloo", "seed=0,1"]
+    assert cli.main(["train", "-m", *overrides, "hydra.sweep.dir=whole"]) == 0
+    after = Checkpoints.on_train_batch_end
+
+    def stop(self, trainer, module, *rest):
+        if trainer.default_root_dir.endswith("1-gumbel_softmax-s1") and trainer.global_step == 14:
+            self.stop.requested = signal.SIGTERM
+        after(self, trainer, module, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", stop)
+        assert cli.main(["train", "-m", *overrides, "hydra.sweep.dir=killed"]) == 143
+    assert "go on with: vi-lab train resume=killed" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("killed").glob("*-s*")) == ["0-gumbel_softmax-s0", "1-gumbel_softmax-s1"]
+    arguments = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    assert cli.main(["train", "resume=killed", *arguments]) == 0
+    out = capsys.readouterr().out
+    if launcher == "basic":
+        assert "0-gumbel_softmax-s0 is completed" in out
+        assert "goes on from" in out
+    for folder in Path("whole").glob("*-s*"):
+        assert unequal(folder, Path("killed") / folder.name) == []
+
+
+def test_folders_that_hold_something_are_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *SMALL, "trainer.max_epochs=1", "hydra.run.dir=run"]) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert cli.main(["train", *SMALL, "seed=3", "hydra.run.dir=run"]) == 2
+    assert "holds a run already; go on with resume=run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_two_processes_in_one_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    train(tmp_path / "run", "trainer.max_epochs=1", monkeypatch=monkeypatch)
+    code = "import sys, time; from vi_lab.runs.lock import hold; from pathlib import Path\n"
+    code += "\nwith hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    try:
+        assert cli.main(["train", f"resume={tmp_path}/run", "trainer.max_epochs=2"]) == 2
+        assert "another process is at work in this run folder" in capsys.readouterr().err
+        (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
+        assert load_run(tmp_path / "run").state == "running"
+    finally:
+        other.kill()
+        other.communicate()
+    assert load_run(tmp_path / "run").state == "killed"  # its lock is gone with it
+    with hold(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=nothing"], "no run folder"),
+        (["resume=run", "estimator=rloo"], "estimator cannot change with resume="),
+        (["resume=run", "trainer.max_epochs=0"], "trainer.max_epochs=0: wanted"),
+        (["resume=run", "trainer.max_epochs=1,2"], "wanted one value"),
+        (["resume=run", "accelerator=warp"], "accelerator=warp: no such choice"),
+        (["resume=run", "trainer.max_epochs=["], "cannot read the override"),
+        (["resume=run", "data.root=elsewhere", "data.source=mnist"], "data.source cannot change"),
+    ],
+)
+def test_mistakes_with_resume(
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config_resolved.yaml").write_text(OmegaConf.to_yaml(config()))
+    assert cli.main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, "trainer.max_epochs=2", crash_at=13, monkeypatch=monkeypatch)
+    snapshot = json.loads((tmp_path / "environment.json").read_text())
+    snapshot["data"]["sha256"] = "0" * 64
+    (tmp_path / "environment.json").write_text(json.dumps(snapshot))
+    with pytest.raises(UserError, match="the data are not those that the run began with"):
+        resume_run(tmp_path, [])
+
+
+def test_what_differs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    train(tmp_path, "trainer.max_epochs=2", crash_at=13, monkeypatch=monkeypatch)
+    snapshot = json.loads((tmp_path / "environment.json").read_text())
+    snapshot["packages"]["torch"] = "1.0"
+    (tmp_path / "environment.json").write_text(json.dumps(snapshot))
+    resume_run(tmp_path, [])
+    assert "packages.torch is " + torch.__version__.split("+")[0] + ", was 1.0" in capsys.readouterr().out
