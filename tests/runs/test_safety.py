@@ -188,8 +188,8 @@ def test_a_config_of_another_version(theirs: Path, capsys: pytest.CaptureFixture
     (theirs / "config_resolved.yaml").write_text(OmegaConf.to_yaml(values))
     text = refused(capsys, *COMMANDS["train"])
     assert f"made by another version of vi_lab ({__version__}): it lacks evaluation" in text
-    (theirs / "config_resolved.yaml").write_text(sound + "colour: blue\n")
-    assert "colour is not known here" in refused(capsys, *COMMANDS["audit"])
+    (theirs / "config_resolved.yaml").write_text(sound + "color: blue\n")
+    assert "color is not known here" in refused(capsys, *COMMANDS["audit"])
     (theirs / "config_resolved.yaml").write_text(sound.replace("batch_size: 100", "batch_size: -1"))
     assert "data.batch_size=-1: wanted" in refused(capsys, *COMMANDS["reproduce"])
 
