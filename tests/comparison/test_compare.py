@@ -255,7 +255,7 @@ def test_what_is_not_finished_is_left_out_by_name_with_the_reason(sweep: Path) -
     write_run(sweep / "nan", test=math.nan)
     shutil.copytree(sweep / "rloo-s0", sweep / "twice")
     evil = write_run(sweep / "evil", settings={"model": {"_target_": "os.system"}})
-    old = write_run(sweep / "old", settings={"colour": "red"})
+    old = write_run(sweep / "old", settings={"color": "red"})
     odd = write_run(sweep / "odd", settings={"data": {"_target_": "vi_lab.data.MNISTDataModule"}})
     (sweep / "early").mkdir()
     write_json(sweep / "early" / "status.json", {"state": "failed", "reason": "no such folder"})
@@ -413,7 +413,7 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         (["nope"], "no such folder"),
         (["empty"], "no runs below empty"),
         (["failed"], "none of the 1 runs has finished (failed: failed: out of memory)"),
-        (["--colour"], "unrecognized arguments: --colour"),
+        (["--color"], "unrecognized arguments: --color"),
         ([], "outputs: no such folder"),
     ):
         assert cli.main(["compare", *arguments]) == 2

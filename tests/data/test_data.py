@@ -108,7 +108,7 @@ def test_resume_in_the_middle_of_an_epoch() -> None:
     assert len(list(rest)) == len(expected)  # the epoch after is whole
 
 
-def test_dynamic_binarisation_draws_anew_each_epoch(idx_data: Path) -> None:
+def test_dynamic_binarization_draws_anew_each_epoch(idx_data: Path) -> None:
     train = module(idx_data, binarization="dynamic", drop_last=False, batch_size=300, validation=0).train_dataloader()
     draws = []
     for epoch in (0, 1, 0):
@@ -120,7 +120,7 @@ def test_dynamic_binarisation_draws_anew_each_epoch(idx_data: Path) -> None:
     assert not torch.equal(draws[0], draws[1])
 
 
-def test_binarised_pixels_have_the_grey_value_as_probability() -> None:
+def test_binarized_pixels_have_the_gray_value_as_probability() -> None:
     images = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8).repeat_interleave(4000).view(24, 1, 1000, 1)
     x = BatchLoader(images, torch.zeros(24), 24, seed=0, binarization="dynamic").pixels(images, 0)
     mean = x.view(6, -1).mean(1)
@@ -135,17 +135,17 @@ def test_evaluation_noise_is_the_same_in_every_epoch(idx_data: Path) -> None:
     assert all(torch.equal(a, b) for a, (b, _) in zip(first, validation, strict=True))
 
 
-def test_fixed_binarisation_is_one_draw_for_every_seed(idx_data: Path) -> None:
+def test_fixed_binarization_is_one_draw_for_every_seed(idx_data: Path) -> None:
     x = [next(iter(module(idx_data, binarization="fixed", seed=s).test_dataloader()))[0] for s in (0, 1)]
     assert torch.equal(*x)
     assert set(x[0].unique().tolist()) == {0.0, 1.0}
 
 
-def test_threshold_and_grey(idx_data: Path) -> None:
-    grey = next(iter(module(idx_data, binarization="none").test_dataloader()))[0]
+def test_threshold_and_gray(idx_data: Path) -> None:
+    gray = next(iter(module(idx_data, binarization="none").test_dataloader()))[0]
     cut = next(iter(module(idx_data, binarization="threshold").test_dataloader()))[0]
-    assert len(grey.unique()) > 100
-    assert torch.equal(cut, (grey > 0.5).float())
+    assert len(gray.unique()) > 100
+    assert torch.equal(cut, (gray > 0.5).float())
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

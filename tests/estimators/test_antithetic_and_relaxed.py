@@ -1,5 +1,5 @@
 """Identities of the antithetic estimators (ARM, DisARM, trees), of the relaxed bound (Concrete) and
-of vector quantisation.
+of vector quantization.
 
 Thresholds and false alarms are those of `toy.py`.
 """
@@ -305,7 +305,7 @@ def test_relaxed_errors() -> None:
     assert config["objective"]["_target_"].endswith(".ELBO")  # the user's word wins
 
 
-# --- vector quantisation -------------------------------------------------------------------------------------------
+# --- vector quantization -------------------------------------------------------------------------------------------
 
 
 def test_vq_gradients_are_the_papers() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tests.estimators.toy import ROWS, THRESHOLD, posterior, problem, worst
 from vi_lab import latents
-from vi_lab.estimators import VIMCO, DoublyReparameterised, ImportanceWeighted, Pathwise, StickingTheLanding
+from vi_lab.estimators import VIMCO, DoublyReparameterized, ImportanceWeighted, Pathwise, StickingTheLanding
 from vi_lab.estimators.surrogates import importance_weighted_bound
 from vi_lab.estimators.vimco import leave_one_out_bound
 from vi_lab.models import VAE
@@ -19,7 +19,7 @@ from vi_lab.objectives import ELBO
 def test_dreg_equals_iwae_in_mean_and_has_less_variance() -> None:
     torch.manual_seed(0)
     toy = problem("gaussian", "nonlinear")
-    iwae, dreg = (toy.draws(e(samples=8))[1] for e in (ImportanceWeighted, DoublyReparameterised))
+    iwae, dreg = (toy.draws(e(samples=8))[1] for e in (ImportanceWeighted, DoublyReparameterized))
     difference = iwae.mean(0) - dreg.mean(0)
     standard = ((iwae.var(0) + dreg.var(0)) / ROWS).sqrt()
     assert (difference / standard).abs().max() < THRESHOLD
@@ -28,7 +28,7 @@ def test_dreg_equals_iwae_in_mean_and_has_less_variance() -> None:
 
 def test_one_sample_bounds_are_the_elbo() -> None:
     toy = problem("gaussian", "nonlinear")
-    for multi, single in ((ImportanceWeighted(1), Pathwise(1)), (DoublyReparameterised(1), StickingTheLanding(1))):
+    for multi, single in ((ImportanceWeighted(1), Pathwise(1)), (DoublyReparameterized(1), StickingTheLanding(1))):
         results = []
         for estimator in (multi, single):
             single.kl = multi.kl  # the same cost for both

@@ -285,19 +285,19 @@ def test_nvil_learns_what_the_input_says_of_the_cost() -> None:
         optimizer.zero_grad()
         nvil_gradient(nvil, toy, x)[1].backward()
         optimizer.step()
-    learnt = nvil_gradient(nvil, toy, x)[0].var(0).sum()
+    learned = nvil_gradient(nvil, toy, x)[0].var(0).sum()
     plain = nvil_gradient(Reinforce(1), toy, x)[0].var(0).sum()
-    assert learnt < plain / 20
+    assert learned < plain / 20
 
 
-def test_nvil_variance_normalisation_divides_by_the_moving_deviation() -> None:
+def test_nvil_variance_normalization_divides_by_the_moving_deviation() -> None:
     """One number for the whole batch, 1 at the first step and never below."""
     gradients = {}
     toy, x = costs_that_depend_on_the_input()
-    for normalise in (False, True):
+    for normalize in (False, True):
         torch.manual_seed(0)
-        nvil = Reinforce(1, InputDependent(normalize_variance=normalise)).double()
-        gradients[normalise] = [nvil_gradient(nvil, toy, x)[0] for _ in range(2)]
+        nvil = Reinforce(1, InputDependent(normalize_variance=normalize)).double()
+        gradients[normalize] = [nvil_gradient(nvil, toy, x)[0] for _ in range(2)]
     torch.testing.assert_close(gradients[True][0], gradients[False][0])
     ratio = gradients[False][1] / gradients[True][1]
     assert ratio.min() > 2
@@ -314,7 +314,7 @@ def test_nvil_needs_the_input() -> None:
 
 
 @pytest.mark.parametrize("name", ["nvil", "relax", "rebar"])
-def test_own_parameters_are_sized_before_the_optimiser_sees_them(name: str) -> None:
+def test_own_parameters_are_sized_before_the_optimizer_sees_them(name: str) -> None:
     """A built model has no lazy layer left, leaves the networks' first weights alone, and learns its control."""
     overrides = ["latent=4x8", "network=mlp_small", "objective.kl=monte_carlo"]
     _, model = build(compose_job("train", [f"estimator={name}", *overrides]))

@@ -147,7 +147,7 @@ def test_a_grid_shows_each_pixel_twice_as_wide_and_nothing_else() -> None:
         top, left = round(len(pixels) - box.y1), round(box.x0)
         shown = pixels[top : top + 180, left : left + 240, 0].astype(int)
         wanted = (255 * (1 - grids.montage(images))).round().int().repeat_interleave(2, 0).repeat_interleave(2, 1)
-        assert np.abs(shown - wanted.numpy()).max() <= 1  # the colour map has 256 shades
+        assert np.abs(shown - wanted.numpy()).max() <= 1  # the color map has 256 shades
 
 
 def test_the_manifold_grows_to_the_right_and_upward() -> None:
@@ -170,10 +170,10 @@ def test_the_manifold_grows_to_the_right_and_upward() -> None:
 
 def test_changes_are_orange_where_ink_is_added_and_blue_where_it_is_taken_away() -> None:
     own = torch.tensor([0.0, 1.0, 0.5, 0.5]).view(1, 2, 2)
-    colours = grids.changes(torch.tensor([1.0, 0.0, 0.5, 0.6]).view(1, 2, 2), own, gain=3).flatten(1).T
+    colors = grids.changes(torch.tensor([1.0, 0.0, 0.5, 0.6]).view(1, 2, 2), own, gain=3).flatten(1).T
     orange, blue = (torch.tensor([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for c in ("#D55E00", "#0072B2"))
-    grey = torch.full((3,), 1 - 0.35 / 2)
-    torch.testing.assert_close(colours, torch.stack([orange, blue, grey, 0.7 * grey + 0.3 * orange]))
+    gray = torch.full((3,), 1 - 0.35 / 2)
+    torch.testing.assert_close(colors, torch.stack([orange, blue, gray, 0.7 * gray + 0.3 * orange]))
 
 
 def test_labels_are_spread_apart() -> None:

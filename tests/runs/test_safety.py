@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.support import SMALL, config, run
-from vi_lab import cli, find_runs, load_run
+from vi_lab import __version__, cli, find_runs, load_run
 from vi_lab.config import check_overrides
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
@@ -213,9 +213,9 @@ def test_a_config_of_another_version(theirs: Path, capsys: pytest.CaptureFixture
     del values["evaluation"]
     (theirs / "config_resolved.yaml").write_text(OmegaConf.to_yaml(values))
     text = refused(capsys, *COMMANDS["train"])
-    assert "made by another version of vi_lab (0.1.0): it lacks evaluation" in text
-    (theirs / "config_resolved.yaml").write_text(sound + "colour: blue\n")
-    assert "colour is not known here" in refused(capsys, *COMMANDS["audit"])
+    assert f"made by another version of vi_lab ({__version__}): it lacks evaluation" in text
+    (theirs / "config_resolved.yaml").write_text(sound + "color: blue\n")
+    assert "color is not known here" in refused(capsys, *COMMANDS["audit"])
     (theirs / "config_resolved.yaml").write_text(sound.replace("batch_size: 100", "batch_size: -1"))
     assert "data.batch_size=-1: wanted" in refused(capsys, *COMMANDS["reproduce"])
 
