@@ -1,4 +1,4 @@
-"""The LightningModules by themselves: their optimiser, learning-rate schedules, errors."""
+"""The LightningModules by themselves: their optimizer, learning-rate schedules, errors."""
 
 from __future__ import annotations
 

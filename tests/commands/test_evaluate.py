@@ -147,8 +147,8 @@ def test_mistakes_are_one_line(
     assert words in err
 
 
-def test_grey_pixels_and_densities_are_noted(tmp_path: Path) -> None:
-    train(tmp_path / "grey", "data.binarization=none")
+def test_gray_pixels_and_densities_are_noted(tmp_path: Path) -> None:
+    train(tmp_path / "gray", "data.binarization=none")
     train(tmp_path / "density", "data.binarization=none", "likelihood=gaussian")
-    assert "gray pixels" in read(tmp_path / "grey")["notes"][0]
+    assert "gray pixels" in read(tmp_path / "gray")["notes"][0]
     assert "densities" in read(tmp_path / "density")["notes"][0]
