@@ -351,6 +351,14 @@ def check_parts(values: dict) -> None:
     data, estimator, latent = values["data"], values["estimator"], values["latent"]
     if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
         raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
+    watched = {
+        f"callbacks.{name}.monitor": node.get("monitor") for name, node in (values.get("callbacks") or {}).items()
+    }
+    if values["lr_scheduler"]["scheduler"] is not None:
+        watched["lr_scheduler.monitor"] = values["lr_scheduler"]["monitor"]
+    for path, metric in watched.items():
+        if str(metric).startswith("val/") and not data["validation"]:
+            raise UserError(f"{path}={metric}: nothing is held out; set data.validation, or watch a train/ metric")
     kind, accepted = latent_kind(values), values["compatible_latents"]
     if kind is not None and kind not in accepted:
         raise UserError(

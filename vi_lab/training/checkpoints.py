@@ -106,11 +106,13 @@ class Checkpoints(Checkpoint):
 
     def _step_plateaus(self, trainer: lightning.Trainer) -> None:
         """What Lightning leaves out at the end of the epoch in which, or after which, a run is resumed."""
-        row = self.recorder.rows[-1]
+        rows = self.recorder.rows
         for scheduler in trainer.lr_scheduler_configs:
-            due = scheduler.interval == "epoch" and row["epoch"] % scheduler.frequency == 0
-            if scheduler.reduce_on_plateau and due:
-                scheduler.scheduler.step(row[scheduler.monitor])
+            if not scheduler.reduce_on_plateau or scheduler.interval != "epoch":
+                continue
+            known = [row[scheduler.monitor] for row in rows if scheduler.monitor in row]  # not every epoch has it
+            if known and rows[-1]["epoch"] % scheduler.frequency == 0:
+                scheduler.scheduler.step(known[-1])
 
     def on_train_batch_end(
         self,

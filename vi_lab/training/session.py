@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from vi_lab.adapters.lightning import ctrl_c_as_it_came
+from vi_lab.adapters.lightning import MisconfigurationException, ctrl_c_as_it_came
 from vi_lab.audit import decoder_evaluations
 from vi_lab.build import build
 from vi_lab.console import image_bar, make_console
-from vi_lab.errors import Interrupted, UserError, printable
+from vi_lab.errors import Interrupted, UserError, one_line, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.files import CONFIG_FILE, write_json, write_text
@@ -130,11 +130,17 @@ class Session:
     # --- training and after -------------------------------------------------------------------------------------
 
     def fit(self, checkpoint: Path | None) -> None:
-        """Train until the end, or until a signal asks to stop."""
+        """Train until the end, or until a signal asks to stop.
+
+        Raises:
+            UserError: a callback or a schedule does not suit the run, as Lightning says.
+        """
         self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
         try:
             with ctrl_c_as_it_came():
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint)
+        except MisconfigurationException as error:
+            raise UserError(one_line(error)) from error
         finally:
             self.stop.patient = False
         if self.stop.requested:
