@@ -342,6 +342,16 @@ def latent_kind(values: dict) -> str | None:
     return name.lower() if module == "vi_lab.latents" else None
 
 
+def _watched(values: dict) -> Iterator[tuple[str, Any]]:
+    """The metrics that callbacks and the learning-rate schedule look at, with their keys."""
+    for path, value in leaves(values.get("callbacks") or {}, "callbacks"):
+        if path.endswith(".monitor"):
+            yield path, value
+    schedule = values["lr_scheduler"]
+    if isinstance(schedule.get("scheduler"), dict) and "Plateau" in str(schedule["scheduler"].get("_target_")):
+        yield "lr_scheduler.monitor", schedule.get("monitor")
+
+
 def check_parts(values: dict) -> None:
     """Refuse parts that do not fit each other: an estimator and a latent, an objective, a schedule.
 
@@ -351,14 +361,9 @@ def check_parts(values: dict) -> None:
     data, estimator, latent = values["data"], values["estimator"], values["latent"]
     if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
         raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
-    watched = {
-        f"callbacks.{name}.monitor": node.get("monitor") for name, node in (values.get("callbacks") or {}).items()
-    }
-    if values["lr_scheduler"]["scheduler"] is not None:
-        watched["lr_scheduler.monitor"] = values["lr_scheduler"]["monitor"]
-    for path, metric in watched.items():
+    for path, metric in _watched(values):
         if str(metric).startswith("val/") and not data["validation"]:
-            raise UserError(f"{path}={metric}: nothing is held out; set data.validation, or watch a train/ metric")
+            raise UserError(f"{path}={metric}: nothing is held out (data.validation=0)")
     kind, accepted = latent_kind(values), values["compatible_latents"]
     if kind is not None and kind not in accepted:
         raise UserError(

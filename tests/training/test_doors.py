@@ -125,6 +125,22 @@ def test_a_key_that_the_library_does_not_know_is_refused_before_a_folder_exists(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["callbacks=early_stopping", "data.validation=0"], "callbacks.early_stopping.monitor=val/loss: nothing is held"),
+     (["lr_scheduler=plateau", "data.validation=0"], "lr_scheduler.monitor=val/loss: nothing is held out"),
+     (["callbacks=lr_monitor", "logger=[]"], "no logger")],
+)  # fmt: skip
+def test_parts_that_do_not_suit_the_run_are_one_line(
+    tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["train", *SMALL, *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert "debug" not in error
+
+
 def test_a_callback_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "from lightning.pytorch.callbacks import Callback\n"
