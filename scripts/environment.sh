@@ -17,17 +17,23 @@ else
     fi
 fi
 
-# What is missing? Looked up without importing anything; from /, so that the checkout itself does not count.
+# What of the dependencies in pyproject.toml is missing? Looked up without importing anything; from /, so that the
+# checkout itself does not count.
 missing() {
     (cd / && "$PY" - "$ROOT" <<'PYTHON'
+import re
 import sys
 from importlib import metadata, util
-names = "torch torchvision lightning hydra omegaconf tensorboard rich sklearn matplotlib scipy pandas jinja2 filelock pytest xdist hypothesis hatchling"
-lacking = [name for name in names.split() if util.find_spec(name) is None]
-try:
-    metadata.distribution("ruff")
-except metadata.PackageNotFoundError:
-    lacking.append("ruff")
+from pathlib import Path
+
+text = Path(sys.argv[1], "pyproject.toml").read_text(encoding="utf-8")
+tables = [re.search(rf"^{name} = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)[1] for name in ("dependencies", "dev")]
+lacking = []
+for name in re.findall(r"^ *\"([\w.-]+)", "\n".join(tables), re.MULTILINE):
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        lacking.append(name)
 spec = util.find_spec("vi_lab")
 if spec is None or not spec.origin.startswith(sys.argv[1]):
     lacking.append("vi_lab")
