@@ -29,7 +29,8 @@ from pathlib import Path
 text = Path(sys.argv[1], "pyproject.toml").read_text(encoding="utf-8")
 tables = [re.search(rf"^{name} = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)[1] for name in ("dependencies", "dev")]
 lacking = []
-for name in re.findall(r"^ *\"([\w.-]+)", "\n".join(tables), re.MULTILINE):
+# without those that another version of Python needs: "NAME>=1; python_version < ..."
+for name in re.findall(r"^ *\"([\w.-]+)[^;\"]*\"", "\n".join(tables), re.MULTILINE):
     try:
         metadata.distribution(name)
     except metadata.PackageNotFoundError:
