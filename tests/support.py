@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import json
@@ -11,28 +12,39 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vi_lab import cli
 from vi_lab.config import check_overrides
 from vi_lab.schema import CONFIG_DIR
 
 SMALL = ["data=digits", "trainer.max_epochs=2", "figures=false", "network.encoder.hidden=[16]",
-         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
+         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5",
+         "evaluation.samples=10"]  # fmt: skip
 ESTIMATORS = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
 
 
-def compose(*overrides: str) -> OmegaConf:
+@functools.cache
+def _composed(*overrides: str) -> dict:
+    return check_overrides("train", list(overrides), multirun=False)[0]
+
+
+def composed(*overrides: str) -> dict:
+    """The checked values of one run, as given. Composing takes Hydra long, so the same overrides are composed once."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+def compose(*overrides: str) -> DictConfig:
     """The checked config of one run, as given."""
-    return OmegaConf.create(check_overrides("train", list(overrides), multirun=False)[0])
+    return OmegaConf.create(composed(*overrides))
 
 
-def config(*overrides: str) -> OmegaConf:
+def config(*overrides: str) -> DictConfig:
     """The checked config of a small run."""
     return compose(*SMALL, *overrides)
 
 
-def run(values: OmegaConf, folder: Path, **options: Any) -> float:
+def run(values: DictConfig, folder: Path, **options: Any) -> float:
     """Train in this process, without a lock or a status; see `vi_lab.training.session.Session`."""
     from vi_lab.training.session import Session
 

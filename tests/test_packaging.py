@@ -14,6 +14,7 @@ import vi_lab
 from tests.support import SMALL
 
 
+@pytest.mark.slow
 def test_wheel_runs_elsewhere(tmp_path: Path) -> None:
     """The wheel carries `configs`: unpacked away from the checkout it composes and trains."""
     pytest.importorskip("hatchling")

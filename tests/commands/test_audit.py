@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from tests.support import run
+from tests.support import compose, run
 from vi_lab import cli
 from vi_lab.audit import Bench
-from vi_lab.config import check_overrides
 
 SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
 
@@ -53,7 +51,7 @@ def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     overrides = [*SMALL, "estimator=rloo", "latent=2x10", "trainer.max_epochs=1", "figures=false"]
     Path("trained").mkdir()
-    run(OmegaConf.create(check_overrides("train", overrides, False)[0]), Path("trained"))
+    run(compose(*overrides), Path("trained"))
     options = ["audit.estimators=[rloo]", "audit.samples=40", "audit.batch=2", "threads=1", "accelerator=cpu"]
     assert cli.main(["audit", "run=trained", *options, "hydra.run.dir=lab"]) == 0
     assert json.loads(Path("lab/audit.json").read_text())["estimators"][0]["estimator"] == "rloo"

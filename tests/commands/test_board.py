@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import SMALL
 from vi_lab import cli
-
-SMALL = ["data=digits", "trainer.max_epochs=1", "figures=false", "network.encoder.hidden=[16]",
-         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
 
 
 def get(url: str, body: dict | None = None) -> object:
@@ -32,7 +30,8 @@ def get(url: str, body: dict | None = None) -> object:
 
 def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", *SMALL, "-m", "temperature=0.5,1.0", "hydra.sweep.dir=sweep"]) == 0
+    sweep = ["-m", "trainer.max_epochs=1", "temperature=0.5,1.0", "hydra.sweep.dir=sweep"]
+    assert cli.main(["train", *SMALL, *sweep]) == 0
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

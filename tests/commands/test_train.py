@@ -86,6 +86,7 @@ def test_absent_data_is_one_line(
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_joblib_launcher_shares_out_the_cores(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     small = [o for o in SMALL if not o.startswith("threads")]
