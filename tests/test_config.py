@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import refusal
@@ -197,7 +197,7 @@ def test_overrides_compose_or_end_in_one_line(lists: int) -> None:
     """Other lists each time; a composition takes Hydra a sixth of a second."""
     outcomes = []
 
-    @settings(max_examples=lists, deadline=None, database=None)
+    @settings(max_examples=lists, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(OVERRIDES)
     def check(overrides: list[str]) -> None:
         outcomes.append(composes_or_explains(overrides))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TIME_LIMIT
+
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "examples" / "plugin"
 SMALL = ["trainer.max_epochs=1", "figures=false", "evaluation.samples=20", "accelerator=cpu", "threads=1",
@@ -42,7 +44,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def python(environment: dict[str, str], folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

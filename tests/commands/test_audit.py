@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import compose, run
+from tests.support import TIME_LIMIT, compose, run
 from vi_lab import cli
 from vi_lab.audit import Bench
 
@@ -41,7 +41,9 @@ def test_the_command_on_a_terminal(tmp_path: Path) -> None:
     """With its progress bars, which a pipe does not show."""
     command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]
     inside = f"import os, pty, sys; os.chdir({str(tmp_path)!r}); sys.exit(pty.spawn({command!r}) >> 8)"
-    done = subprocess.run([sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert json.loads((tmp_path / "lab" / "status.json").read_text())["state"] == "completed"
     assert b"Traceback" not in done.stdout

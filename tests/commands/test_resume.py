@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, read_rows, run
+from tests.support import SMALL, config, read_rows, run, started
 from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run
@@ -46,12 +46,12 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(
     number = signal.Signals[name]
     small = [*SMALL, "trainer.max_epochs=1000"]  # longer than it is watched
     command = [sys.executable, "-m", "vi_lab", "train", *small, "hydra.run.dir=ein Lauf mit ü"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    with started(*command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        process.send_signal(number)
+        _, err = process.communicate()
     assert process.returncode == 128 + number
     folder = tmp_path / "ein Lauf mit ü"
     assert re.fullmatch(
@@ -115,18 +115,15 @@ def test_two_processes_in_one_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run(config("trainer.max_epochs=1"), tmp_path / "run")
-    code = "import sys, time; from vi_lab.runs.lock import hold; from pathlib import Path\n"
-    code += "\nwith hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
-    try:
+    code = "import sys; from vi_lab.runs.lock import hold; from pathlib import Path\n"
+    code += "\nwith hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with started(*command, stdin=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "held\n"
         assert cli.main(["train", f"resume={tmp_path}/run", "trainer.max_epochs=2"]) == 2
         assert "another process is at work in this run folder" in capsys.readouterr().err
         (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
         assert load_run(tmp_path / "run").state == "running"
-    finally:
-        other.kill()
-        other.communicate()
     assert load_run(tmp_path / "run").state == "killed"  # its lock is gone with it
     with hold(tmp_path / "run"):
         pass

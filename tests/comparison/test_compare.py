@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 import yaml
 
-from tests.support import SMALL, composed
+from tests.support import SMALL, TIME_LIMIT, composed
 from vi_lab import cli
 from vi_lab.commands.compare import default_folder
 from vi_lab.comparison import curves, groups, stats
@@ -502,7 +502,7 @@ def test_the_page_in_a_browser(which: str, request: pytest.FixtureRequest, tmp_p
                "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
                "--virtual-time-budget=2000", "--dump-dom",
                (tmp_path / "out" / "comparison.html").as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0
     assert "CONSOLE" not in done.stderr  # where the page's errors and refusals are logged
     assert done.stdout.count("<svg") == 3

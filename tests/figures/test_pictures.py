@@ -13,7 +13,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, OneHotCategorical
 
 from tests.figures.models import ALWAYS, KINDS, untrained
-from tests.support import ESTIMATORS, write_idx
+from tests.support import ESTIMATORS, TIME_LIMIT, write_idx
 from vi_lab.data import MNISTDataModule
 from vi_lab.distributions import NearestCode
 from vi_lab.figures import charts, grids, style
@@ -115,7 +115,7 @@ assert "matplotlib.pyplot" not in sys.modules
 import vi_lab.figures.model
 assert matplotlib.get_backend() == "svg"
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIME_LIMIT)
 
 
 # --- layout ---------------------------------------------------------------------------------------------------

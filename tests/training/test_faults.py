@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import SMALL, config, read_rows, run
+from tests.support import SMALL, TIME_LIMIT, config, read_rows, run
 from vi_lab import cli, load_run
 from vi_lab.errors import ViLabError
 from vi_lab.runs.trust import load_checkpoint
@@ -34,7 +34,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 def vi_lab(*arguments: str, **options: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "vi_lab", *arguments]
-    return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": 120, **options})
+    return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": TIME_LIMIT, **options})
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_without_a_terminal_and_with_closed_input(tmp_path: Path) -> None:
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     """`vi-lab train | head -1` ends without a traceback."""
     command = f"{sys.executable} -m vi_lab train {' '.join(SMALL)} hydra.run.dir=run | head -1"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert "Traceback" not in done.stderr
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ESTIMATORS, run
+from tests.support import ESTIMATORS, TIME_LIMIT, run
 from tests.training.crash import SCRIPT, Crash, crashed, unequal
 from vi_lab import load_run
 from vi_lab.commands.resume import resume_run
@@ -97,7 +97,7 @@ def test_the_comparison_can_fail(tmp_path: Path, whole: Whole, monkeypatch: pyte
 @pytest.mark.slow
 def test_kill_test_script(tmp_path: Path, kills: int, arguments: list[str]) -> None:
     command = [sys.executable, str(SCRIPT), "--kills", str(kills), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=6 * TIME_LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal to the last bit" in done.stdout
     assert done.stdout.splitlines()[-1].startswith(f"{kills} kills")
