@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
 import functools
 import json
 import struct
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vi_lab import cli
 from vi_lab.config import check_overrides
 from vi_lab.schema import CONFIG_DIR
 
 SMALL = ["data=digits", "trainer.max_epochs=2", "figures=false", "network.encoder.hidden=[16]",
-         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
+         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5",
+         "evaluation.samples=10"]  # fmt: skip
+TIME_LIMIT = 600
+"""Seconds that a process may take; ends what hangs, measures nothing: the longest takes 30 s on an idle machine."""
 ESTIMATORS = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
 
 
-def compose(*overrides: str) -> OmegaConf:
+@functools.cache
+def _composed(*overrides: str) -> dict:
+    return check_overrides("train", list(overrides), multirun=False)[0]
+
+
+def composed(*overrides: str) -> dict:
+    """The checked values of one run, as given. Composing takes Hydra long, so the same overrides are composed once."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+def compose(*overrides: str) -> DictConfig:
     """The checked config of one run, as given."""
-    return OmegaConf.create(check_overrides("train", list(overrides), multirun=False)[0])
+    return OmegaConf.create(composed(*overrides))
 
 
-def config(*overrides: str) -> OmegaConf:
+def config(*overrides: str) -> DictConfig:
     """The checked config of a small run."""
     return compose(*SMALL, *overrides)
 
 
-def run(values: OmegaConf, folder: Path, **options: Any) -> float:
+def run(values: DictConfig, folder: Path, **options: Any) -> float:
     """Train in this process, without a lock or a status; see `vi_lab.training.session.Session`."""
     from vi_lab.training.session import Session
 
@@ -87,3 +105,16 @@ def small_vae(latent: Any, estimator: Any, **arguments: Any) -> Any:
     decoder = networks.MLPDecoder(latent.size, shape, [])
     optimizer = functools.partial(torch.optim.SGD, lr=0.1)
     return VAE(latent, encoder, decoder, likelihoods.Bernoulli(), ELBO(), estimator, optimizer, **arguments)
+
+
+@contextlib.contextmanager
+def started(*command: str, **options: Any) -> Iterator[subprocess.Popen]:
+    """A process whose output is read while it runs; ended at the end, and after `TIME_LIMIT` so that no read hangs."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        limit = threading.Timer(TIME_LIMIT, process.kill)
+        limit.start()
+        try:
+            yield process
+        finally:
+            limit.cancel()
+            process.kill()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from tests.support import compose
 from vi_lab import audit
 from vi_lab.audit import Bench, Moments
 from vi_lab.build import build
-from vi_lab.config import check_overrides
 from vi_lab.distributions import number_of_states
 from vi_lab.estimators import RLOO, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
 from vi_lab.objectives import ELBO
@@ -19,7 +18,7 @@ SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[
 
 def bench(*overrides: str, images: int = 4) -> Bench:
     """A fresh small model in float64, its posterior sharpened so that estimators differ."""
-    config = OmegaConf.create(check_overrides("train", [*SMALL, *overrides], False)[0])
+    config = compose(*SMALL, *overrides)
     datamodule, model = build(config)
     datamodule.setup()
     model.double()

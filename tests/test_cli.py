@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.support import TIME_LIMIT
 from vi_lab import cli
 
 
@@ -15,7 +16,7 @@ from vi_lab import cli
 def test_help_and_mistakes_do_not_import_torch(arguments: list[str]) -> None:
     report = "atexit.register(lambda: print('torch' in sys.modules))"
     code = f"import atexit, sys; {report}; from vi_lab.cli import main; sys.exit(main({arguments!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.stdout.endswith("False\n"), done.stderr
     assert done.returncode == (0 if "--help" in arguments else 2)
 
@@ -44,6 +45,8 @@ def test_missing_gpu(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_python_m_vi_lab() -> None:
-    done = subprocess.run([sys.executable, "-m", "vi_lab", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "vi_lab", "--version"], capture_output=True, text=True, timeout=TIME_LIMIT
+    )
     assert done.returncode == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import refusal
@@ -192,14 +192,16 @@ def composes_or_explains(overrides: list[str]) -> bool:
     return problem is None
 
 
-def test_a_thousand_overrides_compose_or_end_in_one_line() -> None:
+@pytest.mark.parametrize("lists", [110, pytest.param(1100, marks=pytest.mark.slow)])
+def test_overrides_compose_or_end_in_one_line(lists: int) -> None:
+    """Other lists each time; a composition takes Hydra a sixth of a second."""
     outcomes = []
 
-    @settings(max_examples=1100, deadline=None, database=None)
+    @settings(max_examples=lists, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(OVERRIDES)
     def check(overrides: list[str]) -> None:
         outcomes.append(composes_or_explains(overrides))
 
     check()
-    assert len(outcomes) >= 1000
+    assert len(outcomes) >= 0.9 * lists
     assert 0.05 < sum(outcomes) / len(outcomes) < 0.95  # both kinds were met

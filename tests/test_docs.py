@@ -148,7 +148,14 @@ def test_no_block_escapes() -> None:
 # --- shell ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[label(p, w) for p, w in COMMANDS])
+SWEEP_OF_ALL = "estimator=glob(*)"
+"""Composes every estimator, as tests/test_config.py does too."""
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [pytest.param(p, w, id=label(p, w), marks=[pytest.mark.slow] if SWEEP_OF_ALL in w else []) for p, w in COMMANDS],
+)
 def test_commands(page: Path, words: list[str], folder: Path, capsys: pytest.CaptureFixture) -> None:
     write_files(page, folder)
     arguments = as_vi_lab(words)
@@ -332,6 +339,7 @@ def test_links_and_pictures_of_the_readme_exist() -> None:
             assert (ROOT / target).exists(), target
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Strictly, so that a broken link or anchor, a page outside the navigation, or an equation that is not understood
     fails; and nothing in it is fetched from elsewhere."""

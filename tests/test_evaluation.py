@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from tests.support import TIME_LIMIT
 from vi_lab import evaluation, latents, likelihoods
 from vi_lab.distributions import (
     NearestCode,
@@ -330,7 +331,7 @@ def test_nothing_to_evaluate() -> None:
 def test_plain_pytorch_without_estimators_or_hydra() -> None:
     code = "import sys, vi_lab.evaluation; print([m for m in sys.modules if m.startswith(('hydra', 'lightning', "
     code += "'vi_lab.estimators'))])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=TIME_LIMIT)
     assert done.stdout.strip() == "[]"
 
 
@@ -375,5 +376,7 @@ def test_code_usage_of_a_known_posterior() -> None:
 def test_measurements_and_mathematics_are_plain_pytorch() -> None:
     plain = "vi_lab.audit, vi_lab.evaluation, vi_lab.networks, vi_lab.schedules"  # and all that these import
     code = f"import sys, {plain}; print(*{{'lightning', 'hydra', 'torchvision', 'pandas'}} & sys.modules.keys())"
-    result = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=TIME_LIMIT, capture_output=True, text=True
+    )
     assert result.stdout.split() == []

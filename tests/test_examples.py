@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TIME_LIMIT
+
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "examples" / "plugin"
 SMALL = ["trainer.max_epochs=1", "figures=false", "evaluation.samples=20", "accelerator=cpu", "threads=1",
@@ -42,33 +44,40 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def python(environment: dict[str, str], folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+EVALUATE_AND_OPEN = """
+from vi_lab import load_run
+from vi_lab.cli import main
+
+assert main(["evaluate", "run=run", "evaluation.samples=10", "threads=1"]) == 0
+r = load_run("run")
+parts = r.model.estimator, r.model.latent, r.datamodule
+print(r.state, tuple(r.sample(3).shape), *(type(part).__module__ for part in parts))
+"""
+CHOICES = {
+    "estimator": ["estimator=tempered_straight_through", "temperature=0.5", "data=digits"],
+    "latent": ["estimator=gaussian", "latent=correlated_gaussian", "latent.dim=4", "data=digits"],
+    "data": ["data=bars"],
+}
+
+
 @pytest.mark.parametrize(
     "choice",
     [
-        ["estimator=tempered_straight_through", "temperature=0.5", "data=digits"],
-        ["estimator=gaussian", "latent=correlated_gaussian", "latent.dim=4", "data=digits"],
-        ["data=bars"],
+        pytest.param(choice, id=AWAITS + kind, marks=[] if kind == "estimator" else [pytest.mark.slow])
+        for kind, choice in CHOICES.items()
     ],
-    ids=[AWAITS + kind for kind in ("estimator", "latent", "data")],
 )
 def test_the_plugin(environment: dict[str, str], tmp_path: Path, choice: list[str]) -> None:
     """Train, evaluate, open: without --config-dir and without VI_LAB_TRUST."""
     python(environment, tmp_path, "-m", "vi_lab", "train", *choice, *SMALL, "hydra.run.dir=run")
     assert (tmp_path / "run" / "metrics.json").is_file()
-    python(environment, tmp_path, "-m", "vi_lab", "evaluate", "run=run", "evaluation.samples=10", "threads=1")
-    opened = python(
-        environment,
-        tmp_path,
-        "-c",
-        "from vi_lab import load_run; r = load_run('run'); print(r.state, tuple(r.sample(3).shape), "
-        "type(r.model.estimator).__module__, type(r.model.latent).__module__, type(r.datamodule).__module__)",
-    )
+    opened = python(environment, tmp_path, "-c", EVALUATE_AND_OPEN).splitlines()[-1]
     assert opened.startswith("completed (3, 1, ")
     assert "vi_lab_example" in opened
 
@@ -122,5 +131,6 @@ assert first.load().train_images.shape == (2000, 1, 16, 16)
 """
 
 
+@pytest.mark.slow
 def test_its_mathematics(environment: dict[str, str], tmp_path: Path) -> None:
     python(environment, tmp_path, "-c", MATHEMATICS)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TIME_LIMIT
+
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -20,6 +22,7 @@ def test_a_notebook_is_small(notebook: Path) -> None:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat", reason="the extra `docs` brings it")
@@ -27,7 +30,7 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     pytest.importorskip("ipykernel", reason="the extra `docs` brings it")
     content = nbformat.read(notebook, as_version=4)
     client = nbclient.NotebookClient(
-        content, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        content, timeout=TIME_LIMIT, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     pictures = [

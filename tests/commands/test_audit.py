@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from tests.support import run
+from tests.support import TIME_LIMIT, compose, run
 from vi_lab import cli
 from vi_lab.audit import Bench
-from vi_lab.config import check_overrides
 
 SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
 
@@ -43,7 +41,9 @@ def test_the_command_on_a_terminal(tmp_path: Path) -> None:
     """With its progress bars, which a pipe does not show."""
     command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]
     inside = f"import os, pty, sys; os.chdir({str(tmp_path)!r}); sys.exit(pty.spawn({command!r}) >> 8)"
-    done = subprocess.run([sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert json.loads((tmp_path / "lab" / "status.json").read_text())["state"] == "completed"
     assert b"Traceback" not in done.stdout
@@ -53,7 +53,7 @@ def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     overrides = [*SMALL, "estimator=rloo", "latent=2x10", "trainer.max_epochs=1", "figures=false"]
     Path("trained").mkdir()
-    run(OmegaConf.create(check_overrides("train", overrides, False)[0]), Path("trained"))
+    run(compose(*overrides), Path("trained"))
     options = ["audit.estimators=[rloo]", "audit.samples=40", "audit.batch=2", "threads=1", "accelerator=cpu"]
     assert cli.main(["audit", "run=trained", *options, "hydra.run.dir=lab"]) == 0
     assert json.loads(Path("lab/audit.json").read_text())["estimators"][0]["estimator"] == "rloo"

@@ -16,31 +16,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import SMALL, TIME_LIMIT, started
 from vi_lab import cli
-
-SMALL = ["data=digits", "trainer.max_epochs=1", "figures=false", "network.encoder.hidden=[16]",
-         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
 
 
 def get(url: str, body: dict | None = None) -> object:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=20) as answer:
+    with opener.open(request, timeout=TIME_LIMIT) as answer:
         return json.loads(answer.read())
 
 
 def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", *SMALL, "-m", "temperature=0.5,1.0", "hydra.sweep.dir=sweep"]) == 0
+    sweep = ["-m", "trainer.max_epochs=1", "temperature=0.5,1.0", "hydra.sweep.dir=sweep"]
+    assert cli.main(["train", *SMALL, *sweep]) == 0
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "vi_lab", "board", "sweep", "--port", port]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        try:
+        with started(*command, stderr=subprocess.PIPE, env=environment) as process:
             lines = [process.stdout.readline() for _ in range(4)]
             assert lines[0] == f"Port {port} is taken; using a free one.\n"
             url = re.fullmatch(r"TensorBoard of sweep: (http://127\.0\.0\.1:\d+/)\n", lines[1])[1]
@@ -48,7 +46,8 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
             assert "HParams" in lines[2]
             assert "Ctrl-C" in lines[3]
             asked = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"], "sliceSize": 10}
-            for _ in range(100):  # it reads the events in the background, the final values last
+            end = time.monotonic() + TIME_LIMIT
+            while time.monotonic() < end:  # it reads the events in the background, the final values last
                 groups = get(f"{url}data/plugin/hparams/session_groups", asked).get("sessionGroups", [])
                 final = [[metric["value"] for metric in group["metricValues"]] for group in groups]
                 # of two files of one second it reads .10 before .9, so one run may end with its first value, NaN
@@ -66,9 +65,8 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
                 assert len(curves["tag_to_events"][tag]) == 2  # 12 steps, a point each 5
             assert {group["hparams"]["temperature"] for group in groups} == {0.5, 1.0}
             assert any(len(values) == 5 and "NaN" not in values and min(values) > 0 for values in final)
-        finally:
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate()
     assert process.returncode == 0
     assert out.strip() == "TensorBoard ended."
     assert "Traceback" not in err

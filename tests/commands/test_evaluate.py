@@ -9,11 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from tests.support import run
+from tests.support import compose, run
 from vi_lab import cli, evaluation
-from vi_lab.config import check_overrides
 
 SMALL = ["data=digits", "trainer.max_epochs=1", "figures=false", "network.encoder.hidden=[16]",
          "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "evaluation.samples=20"]  # fmt: skip
@@ -22,7 +20,7 @@ EVALUATE = ["evaluate", "accelerator=cpu", "threads=1", "evaluation.samples=20"]
 
 def train(folder: Path, *overrides: str) -> None:
     folder.mkdir(parents=True)
-    run(OmegaConf.create(check_overrides("train", [*SMALL, *overrides], multirun=False)[0]), folder)
+    run(compose(*SMALL, *overrides), folder)
     (folder / "status.json").write_text('{"state": "completed"}')
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, read_rows
-from tests.training.crash import train, unequal
+from tests.support import SMALL, config, read_rows, run, started
+from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run
 from vi_lab.errors import UserError
@@ -27,9 +28,9 @@ from vi_lab.training.signals import Stop
 def test_more_epochs_continue_a_completed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    train(tmp_path / "whole", "trainer.max_epochs=3", monkeypatch=monkeypatch)
+    run(config("trainer.max_epochs=3"), tmp_path / "whole")
     with Stop():
-        train(tmp_path / "longer", "trainer.max_epochs=1", monkeypatch=monkeypatch)
+        run(config("trainer.max_epochs=1"), tmp_path / "longer")
     (tmp_path / "longer" / "status.json").write_text('{"state": "completed"}')
     capsys.readouterr()
     resume_run(tmp_path / "longer", [])
@@ -39,16 +40,18 @@ def test_more_epochs_continue_a_completed_run(
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, name: str) -> None:
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     number = signal.Signals[name]
-    small = [*SMALL, "trainer.max_epochs=40"]
+    small = [*SMALL, "trainer.max_epochs=1000"]  # longer than it is watched
     command = [sys.executable, "-m", "vi_lab", "train", *small, "hydra.run.dir=ein Lauf mit ü"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    with started(*command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        process.send_signal(number)
+        _, err = process.communicate()
     assert process.returncode == 128 + number
     folder = tmp_path / "ein Lauf mit ü"
     assert re.fullmatch(
@@ -60,15 +63,15 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, name: 
     assert status["state"] == "interrupted"
     step = load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
     assert f"after step {step} " in err
-    hint = re.search(r"vi-lab train (.*)\n", err)[1]
-    go_on = f"{sys.executable} -m vi_lab train {hint} trainer.max_epochs=41"  # as pasted into a shell
-    done = subprocess.run(go_on, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    epochs = step // 12 + 1  # the one that was interrupted, or the next, is the last
+    monkeypatch.chdir(tmp_path)
+    hint = shlex.split(re.search(r"vi-lab train (.*)\n", err)[1])  # as pasted into a shell
+    assert cli.main(["train", *hint, f"trainer.max_epochs={epochs}"]) == 0
     assert load_run(folder).state == "completed"
-    assert [row["epoch"] for row in read_rows(folder)] == [str(n + 1) for n in range(41)]
+    assert [row["epoch"] for row in read_rows(folder)] == [str(n + 1) for n in range(epochs)]
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_an_interrupted_sweep_is_finished(
     tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -111,19 +114,16 @@ def test_folders_that_hold_something_are_not_written_over(
 def test_two_processes_in_one_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    train(tmp_path / "run", "trainer.max_epochs=1", monkeypatch=monkeypatch)
-    code = "import sys, time; from vi_lab.runs.lock import hold; from pathlib import Path\n"
-    code += "\nwith hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
-    try:
+    run(config("trainer.max_epochs=1"), tmp_path / "run")
+    code = "import sys; from vi_lab.runs.lock import hold; from pathlib import Path\n"
+    code += "\nwith hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with started(*command, stdin=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "held\n"
         assert cli.main(["train", f"resume={tmp_path}/run", "trainer.max_epochs=2"]) == 2
         assert "another process is at work in this run folder" in capsys.readouterr().err
         (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
         assert load_run(tmp_path / "run").state == "running"
-    finally:
-        other.kill()
-        other.communicate()
     assert load_run(tmp_path / "run").state == "killed"  # its lock is gone with it
     with hold(tmp_path / "run"):
         pass
@@ -154,7 +154,7 @@ def test_mistakes_with_resume(
 
 
 def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path, "trainer.max_epochs=2", crash_at=13, monkeypatch=monkeypatch)
+    crashed(tmp_path, "trainer.max_epochs=2", at=13, monkeypatch=monkeypatch)
     snapshot = json.loads((tmp_path / "environment.json").read_text())
     snapshot["data"]["sha256"] = "0" * 64
     (tmp_path / "environment.json").write_text(json.dumps(snapshot))
@@ -163,7 +163,7 @@ def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_differs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    train(tmp_path, "trainer.max_epochs=2", crash_at=13, monkeypatch=monkeypatch)
+    crashed(tmp_path, "trainer.max_epochs=2", at=13, monkeypatch=monkeypatch)
     snapshot = json.loads((tmp_path / "environment.json").read_text())
     snapshot["packages"]["torch"] = "1.0"
     (tmp_path / "environment.json").write_text(json.dumps(snapshot))

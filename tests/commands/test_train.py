@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support import SMALL, read_rows
+from tests.support import SMALL, TIME_LIMIT, read_rows
 from vi_lab import cli
 
 
@@ -86,12 +86,13 @@ def test_absent_data_is_one_line(
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_joblib_launcher_shares_out_the_cores(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     small = [o for o in SMALL if not o.startswith("threads")]
     command = [sys.executable, "-m", "vi_lab", "train", *small, "-m", "seed=0,1", "hydra/launcher=joblib"]
     command += ["hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0, done.stderr
     for folder in (tmp_path / "sweep").glob("*-s*"):
         threads = json.loads((folder / "environment.json").read_text())["threads"]
@@ -103,7 +104,7 @@ def test_ddp_trains_two_processes_on_disjoint_shards(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vi_lab", "train", *SMALL, "accelerator=ddp", "accelerator.accelerator=cpu"]
     command += ["data.batch_size=50", "hydra.run.dir=run"]
     command.remove("accelerator=cpu")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["step"] == 24  # 1,200 images, 2 processes of 50

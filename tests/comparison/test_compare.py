@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import functools
 import html.parser
 import io
 import json
@@ -19,6 +17,7 @@ import pytest
 import scipy.stats
 import yaml
 
+from tests.support import SMALL, TIME_LIMIT, composed
 from vi_lab import cli
 from vi_lab.commands.compare import default_folder
 from vi_lab.comparison import curves, groups, stats
@@ -26,20 +25,12 @@ from vi_lab.comparison.compare import compare
 from vi_lab.comparison.documents import markdown
 from vi_lab.comparison.publish import show, summarize, write
 from vi_lab.comparison.tables import group_rows
-from vi_lab.config import check_overrides
 from vi_lab.console import Terminal
 from vi_lab.errors import UserError
 from vi_lab.runs import find_runs
 from vi_lab.runs.files import write_csv, write_json
 
-SMALL = ["data=digits", "trainer.max_epochs=2", "figures=false", "network.encoder.hidden=[16]",
-         "network.decoder.hidden=[16]", "accelerator=cpu", "threads=1", "trainer.log_every_n_steps=5"]  # fmt: skip
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@functools.cache
-def composed(*overrides: str) -> dict:
-    return check_overrides("train", [*SMALL, *overrides], multirun=False)[0]
 
 
 def write_run(
@@ -49,7 +40,7 @@ def write_run(
 ) -> Path:  # fmt: skip
     """A finished run folder as `vi-lab train` would leave it, with these results."""
     folder.mkdir(parents=True)
-    values = copy.deepcopy(composed(*overrides)) | {"seed": seed} | (settings or {})
+    values = composed(*SMALL, "evaluation.samples=100", *overrides) | {"seed": seed} | (settings or {})
     values["data"]["seed"] = seed
     (folder / "config_resolved.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     final = {"train/loss": test - 2, "train/loss_unrelaxed": test - 1, "train/relaxation_gap": 1.0}
@@ -450,7 +441,7 @@ def hostile(tmp_path: Path) -> Path:
     for index, name in enumerate(NAMES):
         raw = name.encode("utf-8", "replace").decode()
         settings = {"name": "evil" if set(raw) & set("/\\") else raw}
-        settings["trainer"] = composed()["trainer"] | {"note": raw}
+        settings["trainer"] = composed(*SMALL)["trainer"] | {"note": raw}
         run = write_run(folder / f"{index}", val=100 + index, settings=settings)
         numbers = json.loads((run / "metrics.json").read_text())
         huge = {"test/nll": 10**400, "test/<b>": 1.0, "=cmd()": 2.0, "val/kl": "<script>", "test/x": True}
@@ -511,7 +502,7 @@ def test_the_page_in_a_browser(which: str, request: pytest.FixtureRequest, tmp_p
                "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
                "--virtual-time-budget=2000", "--dump-dom",
                (tmp_path / "out" / "comparison.html").as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0
     assert "CONSOLE" not in done.stderr  # where the page's errors and refusals are logged
     assert done.stdout.count("<svg") == 3

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
 
+from tests.support import composed
 from vi_lab import latents
 from vi_lab.build import build_estimator
-from vi_lab.config import check_overrides
 from vi_lab.distributions import NearestCode, detach, enumerate_support, log_prob
 from vi_lab.estimators import Cost, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound
 
 
 def make_config(name: str, *overrides: str) -> dict:
-    return check_overrides("train", [f"estimator={name}", *overrides], multirun=False)[0]
+    return composed(f"estimator={name}", *overrides)
 
 
 def make(name: str, *overrides: str) -> GradientEstimator:

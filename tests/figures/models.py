@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from tests.support import compose
 from vi_lab.build import build
-from vi_lab.config import check_overrides
 from vi_lab.data import MNISTDataModule
 from vi_lab.models import VAE
 
@@ -24,7 +24,7 @@ KINDS = {
 
 def config(*overrides: str) -> DictConfig:
     tiny = [] if "network=conv" in overrides else TINY
-    return OmegaConf.create(check_overrides("train", [*SMALL, *tiny, *overrides], multirun=False)[0])
+    return compose(*SMALL, *tiny, *overrides)
 
 
 def untrained(*overrides: str) -> tuple[VAE, MNISTDataModule]:

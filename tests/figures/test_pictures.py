@@ -13,7 +13,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, OneHotCategorical
 
 from tests.figures.models import ALWAYS, KINDS, untrained
-from tests.support import write_idx
+from tests.support import ESTIMATORS, TIME_LIMIT, write_idx
 from vi_lab.data import MNISTDataModule
 from vi_lab.distributions import NearestCode
 from vi_lab.figures import charts, grids, style
@@ -21,9 +21,6 @@ from vi_lab.figures import model as pictures
 from vi_lab.latents import VQ, Categorical
 from vi_lab.latents import Bernoulli as BernoulliLatent
 from vi_lab.models import VAE
-from vi_lab.schema import CONFIG_DIR
-
-ESTIMATORS = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +48,11 @@ def test_pictures_are_a_function_of_weights_and_seed() -> None:
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+EACH_KIND = ("concrete", "exact", "gaussian", "gumbel_softmax", "rloo", "vimco", "vq")
+"""Estimators of each latent, relaxed and not, of one sample and of several. The others are slow tests."""
+
+
+@pytest.mark.parametrize("name", [n if n in EACH_KIND else pytest.param(n, marks=pytest.mark.slow) for n in ESTIMATORS])
 def test_every_estimator_can_be_drawn(name: str) -> None:
     model, datamodule = untrained(f"estimator={name}")
     row = {"epoch": 1, "train/loss": 2.0, "train/loss_unrelaxed": 2.5, "val/loss": 2.2}
@@ -114,7 +115,7 @@ assert "matplotlib.pyplot" not in sys.modules
 import vi_lab.figures.model
 assert matplotlib.get_backend() == "svg"
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIME_LIMIT)
 
 
 # --- layout ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vi_lab
-from tests.support import SMALL, read_rows
+from tests.support import SMALL, TIME_LIMIT, read_rows
 from vi_lab import cli, find_runs, load_run
 from vi_lab.errors import UserError, ViLabError
 
@@ -104,6 +104,6 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, vi_lab; print([m for m in ('torch', 'pandas', 'hydra', 'lightning') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.stdout == "[]\n", done.stderr
     assert not hasattr(vi_lab, "nothing")

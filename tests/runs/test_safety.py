@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, run
+from tests.support import ESTIMATORS, SMALL, composed, config, run
 from vi_lab import __version__, cli, find_runs, load_run
-from vi_lab.config import check_overrides
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
 from vi_lab.runs.trust import check_targets, load_checkpoint
@@ -33,14 +34,21 @@ class Payload:
         return os.system, ("touch planted",)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A completed run, for tests to copy."""
+    folder = tmp_path_factory.mktemp("runs") / "sound"
+    run(config("trainer.max_epochs=1"), folder)
+    (folder / "status.json").write_text('{"state": "completed"}')
+    return folder
+
+
 @pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def theirs(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A sound completed run, for a test to spoil; nothing may touch `planted` nor change `outside`."""
     monkeypatch.chdir(tmp_path)
     folder = Path("theirs")
-    folder.mkdir()
-    run(config("trainer.max_epochs=1"), folder)
-    (folder / "status.json").write_text('{"state": "completed"}')
+    shutil.copytree(sound, folder)
     Path("outside").write_text("mine")
     yield folder
     assert not Path("planted").exists()
@@ -221,15 +229,13 @@ def test_a_config_of_another_version(theirs: Path, capsys: pytest.CaptureFixture
 
 
 def test_every_shipped_config_is_accepted(tmp_path: Path) -> None:
-    from vi_lab.schema import CONFIG_DIR
-
     for kind in ("estimator", "experiment", "likelihood", "network", "optimizer", "schedule", "objective"):
         for path in sorted((CONFIG_DIR / kind).glob("*.yaml")):
             choice = "concrete" if path.stem == "relaxed" else None
             arguments = [f"estimator={choice}"] if choice else [f"{kind}={path.stem}"]
             folder = tmp_path / kind / path.stem
             folder.mkdir(parents=True)
-            values = check_overrides("train", arguments, False)[0]
+            values = composed(*arguments)
             (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
             assert load_run(folder).config.seed == 0
     assert len(find_runs([tmp_path])) > 40
@@ -261,7 +267,7 @@ def test_a_strangers_run_folder_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, target: str, key: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    values = check_overrides("train", [*SMALL, "latent=2x10"], False)[0]
+    values = composed(*SMALL, "latent=2x10")
     if key == "hidden":
         values["network"]["encoder"]["hidden"] = [{"_target_": target, "command": "touch planted"}]
     else:
@@ -274,5 +280,5 @@ def test_a_strangers_run_folder_runs_nothing(
 
 
 def test_every_shipped_target_is_trusted() -> None:
-    for name in sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml")):
-        check_targets(check_overrides("train", [f"estimator={name}"], False)[0], name)
+    for name in ESTIMATORS:
+        check_targets(composed(f"estimator={name}"), name)

@@ -38,11 +38,3 @@ def unequal(a: Path, b: Path) -> list[str]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.differences(a, b)
-
-
-def train(folder: Path, *overrides: str, crash_at: int | None = None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that, where asked, ends without a word after so many steps."""
-    if crash_at is None:
-        run(config(*overrides), folder)
-    else:
-        crashed(folder, *overrides, at=crash_at, monkeypatch=monkeypatch)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support import config, read_rows, run
-from tests.training.crash import Crash, train, unequal
+from tests.training.crash import Crash, crashed, unequal
 from vi_lab import load_run
 from vi_lab.commands.resume import resume_run
 from vi_lab.errors import ViLabError
@@ -40,11 +41,14 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("how", ["truncated", "flipped bit", "empty", "text", "pickle"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(
-    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path,
+    whole: Callable[..., Path],
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     overrides = ["trainer.max_epochs=2", "checkpoint.every_n_steps=4"]
-    train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
-    train(tmp_path / "killed", *overrides, crash_at=18, monkeypatch=monkeypatch)
+    crashed(tmp_path / "killed", *overrides, at=18, monkeypatch=monkeypatch)
     file = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     content = bytearray(file.read_bytes())
     if how == "truncated":
@@ -62,11 +66,11 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(
     out = capsys.readouterr().out
     assert "last.ckpt: damaged" in out
     assert "the checkpoint before it is used" in out
-    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+    assert unequal(whole(*overrides), tmp_path / "killed") == []
 
 
 def test_all_checkpoints_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path, "trainer.max_epochs=2", crash_at=13, monkeypatch=monkeypatch)
+    crashed(tmp_path, "trainer.max_epochs=2", at=13, monkeypatch=monkeypatch)
     for file in (tmp_path / "checkpoints").iterdir():
         file.write_bytes(b"gone")
     with pytest.raises(ViLabError, match=r"last\.ckpt: damaged"):
@@ -74,8 +78,8 @@ def test_all_checkpoints_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_checkpoint_of_another_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path / "a", "trainer.max_epochs=1", monkeypatch=monkeypatch)
-    train(tmp_path / "b", "trainer.max_epochs=2", "network.encoder.hidden=[17]", crash_at=13, monkeypatch=monkeypatch)
+    run(config("trainer.max_epochs=1"), tmp_path / "a")
+    crashed(tmp_path / "b", "trainer.max_epochs=2", "network.encoder.hidden=[17]", at=13, monkeypatch=monkeypatch)
     shutil.copy(tmp_path / "a" / "checkpoints" / "last.ckpt", tmp_path / "b" / "checkpoints")
     for name in ("previous.ckpt", "best.ckpt"):
         (tmp_path / "b" / "checkpoints" / name).unlink(missing_ok=True)
@@ -86,14 +90,13 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path, monkeypatch: pytes
 
 
 def test_best_is_the_checkpoint_of_least_validation_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path, "optimizer=sgd", "optimizer.lr=0.02", "trainer.max_epochs=6", monkeypatch=monkeypatch)
+    run(config("optimizer=sgd", "optimizer.lr=0.02", "trainer.max_epochs=6"), tmp_path)
     losses = [float(row["val/loss"]) for row in read_rows(tmp_path)]
     best = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     assert best["epoch"] == losses.index(min(losses))
 
 
 def test_a_run_that_ends_before_its_best_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path / "whole", monkeypatch=monkeypatch)
     (tmp_path / "killed").mkdir()
 
     def crash(source: Path, target: Path) -> None:

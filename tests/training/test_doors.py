@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,14 @@ def scalars(folder: Path) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("crash_at", [9, 13])  # 12 steps an epoch: within an epoch, and at the end of one
 @pytest.mark.parametrize("door", DOORS)
 def test_a_run_with_it_resumes_to_the_last_bit(
-    tmp_path: Path, door: str, crash_at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Callable[..., Path], door: str, crash_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["checkpoint.every_n_steps=4", "trainer.max_epochs=3", *DOORS[door]]
-    run(config(*overrides), tmp_path / "whole")
-    crashed(tmp_path / "killed", *overrides, at=crash_at, monkeypatch=monkeypatch)
-    resume_run(tmp_path / "killed", [])
-    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+    crashed(tmp_path, *overrides, at=crash_at, monkeypatch=monkeypatch)
+    resume_run(tmp_path, [])
+    assert unequal(whole(*overrides), tmp_path) == []
     if "csv" in str(DOORS[door]):
-        assert scalars(tmp_path / "whole") == scalars(tmp_path / "killed")
+        assert scalars(whole(*overrides)) == scalars(tmp_path)
 
 
 def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:

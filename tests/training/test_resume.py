@@ -1,5 +1,5 @@
 """Exact resume: what was interrupted and resumed equals, to the last bit, what was not. Real kills of processes by
-signals are in `scripts/kill_test.py`, of which one round runs here."""
+signals are in `scripts/kill_test.py`, which runs here as a slow test."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import ESTIMATORS, run
-from tests.training.crash import SCRIPT, Crash, train, unequal
+from tests.support import ESTIMATORS, TIME_LIMIT, run
+from tests.training.crash import SCRIPT, Crash, crashed, unequal
 from vi_lab import load_run
 from vi_lab.commands.resume import resume_run
 from vi_lab.errors import Interrupted
 from vi_lab.training.checkpoints import Checkpoints
 from vi_lab.training.signals import Stop
 
+Whole = Callable[..., Path]
+STATEFUL = ("gaussian", "gumbel_softmax", "nvil", "rebar", "reinforce_moving_average", "relax", "rloo", "vq")
+"""Estimators that keep something from step to step, and one of each family. The others are slow tests."""
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_resumes_to_the_last_bit(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize("name", [n if n in STATEFUL else pytest.param(n, marks=pytest.mark.slow) for n in ESTIMATORS])
+def test_every_estimator_resumes_to_the_last_bit(
+    tmp_path: Path, whole: Whole, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = [f"estimator={name}", "checkpoint.every_n_steps=4", "trainer.max_epochs=1"]
-    train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
     # 12 steps an epoch; the last checkpoint lies two steps back, in the middle of the epoch
-    train(tmp_path / "killed", *overrides, crash_at=6, monkeypatch=monkeypatch)
-    resume_run(tmp_path / "killed", [])
-    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+    crashed(tmp_path, *overrides, at=6, monkeypatch=monkeypatch)
+    resume_run(tmp_path, [])
+    assert unequal(whole(*overrides), tmp_path) == []
 
 
 OPTIONS = {
@@ -43,18 +49,18 @@ ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in ((2, 4, 7) if "a
 
 
 @pytest.mark.parametrize(("name", "crash_at"), ENDS)
-def test_wherever_the_run_ends(tmp_path: Path, name: str, crash_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wherever_the_run_ends(
+    tmp_path: Path, whole: Whole, name: str, crash_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = [*OPTIONS[name], "schedule=linear", "schedule.steps=20", "trainer.max_epochs=3", "data.batch_size=100"]
-    train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
-    train(tmp_path / "killed", *overrides, crash_at=crash_at, monkeypatch=monkeypatch)
-    resume_run(tmp_path / "killed", [])
-    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+    crashed(tmp_path, *overrides, at=crash_at, monkeypatch=monkeypatch)
+    resume_run(tmp_path, [])
+    assert unequal(whole(*overrides), tmp_path) == []
 
 
-def test_interrupted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_again_and_again(tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["trainer.max_epochs=2", "checkpoint.every_n_steps=2", "estimator=nvil"]
-    train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
-    train(tmp_path / "killed", *overrides, crash_at=3, monkeypatch=monkeypatch)
+    crashed(tmp_path / "killed", *overrides, at=3, monkeypatch=monkeypatch)
     for step in (5, 6, 14, 21):
         train_on = load_run(tmp_path / "killed").config
         with monkeypatch.context() as patch:
@@ -69,28 +75,29 @@ def test_interrupted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
             with pytest.raises(Crash):
                 run(train_on, tmp_path / "killed", resume=True)
     resume_run(tmp_path / "killed", [])
-    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+    assert unequal(whole(*overrides), tmp_path / "killed") == []
 
 
-def test_the_comparison_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_can_fail(tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """Power: a resume that forgets its place in the epoch is found out."""
     overrides = ["trainer.max_epochs=1", "checkpoint.every_n_steps=4"]
-    train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
-    train(tmp_path / "killed", *overrides, crash_at=6, monkeypatch=monkeypatch)
+    reference = whole(*overrides)
+    crashed(tmp_path / "killed", *overrides, at=6, monkeypatch=monkeypatch)
     from vi_lab.data.loader import BatchLoader
 
     monkeypatch.setattr(BatchLoader, "load_state_dict", lambda self, state: None)
     resume_run(tmp_path / "killed", [])
-    assert "metrics.csv" in unequal(tmp_path / "whole", tmp_path / "killed")
+    assert "metrics.csv" in unequal(reference, tmp_path / "killed")
 
 
 @pytest.mark.parametrize(
     ("kills", "arguments"),
-    [(1, ["--estimators", "rloo", "trainer.max_epochs=8"]), pytest.param(30, [], marks=pytest.mark.slow)],
+    [(1, ["--estimators", "rloo", "trainer.max_epochs=8"]), (30, [])],
 )
+@pytest.mark.slow
 def test_kill_test_script(tmp_path: Path, kills: int, arguments: list[str]) -> None:
     command = [sys.executable, str(SCRIPT), "--kills", str(kills), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=6 * TIME_LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal to the last bit" in done.stdout
     assert done.stdout.splitlines()[-1].startswith(f"{kills} kills")

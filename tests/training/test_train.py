@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support import ESTIMATORS, SMALL, compose, config, read_rows, run, train
 from vi_lab.build import build
-from vi_lab.config import check_overrides
 from vi_lab.errors import UserError, ViLabError
 
 
@@ -32,7 +30,7 @@ def test_every_estimator_trains(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [["latent=bernoulli", "latent.variables=20"], ["estimator=rloo", "latent=gaussian"], ["objective.kl=monte_carlo"],
-     ["estimator=reinforce", "objective.kl=monte_carlo"], ["network=conv"],
+     ["estimator=reinforce", "objective.kl=monte_carlo"], ["network=conv", "trainer.limit_train_batches=3"],
      ["likelihood=gaussian", "likelihood.learn_scale=true", "data.binarization=none"],
      ["optimizer=sgd", "optimizer.lr=1e-3"],
      ["data.validation=0", "data.test_every_epoch=true"], ["samples=3"],
@@ -91,7 +89,7 @@ def test_a_diverging_loss_is_an_error_that_says_where(tmp_path: Path) -> None:
 
 
 def test_bad_trainer_arguments_and_constructor_values(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unexpected keyword argument 'nope'"):
+    with pytest.raises(UserError, match="trainer takes no nope"):
         train(tmp_path, "+trainer.nope=1")
     with pytest.raises(UserError, match="LeaveOneOut needs samples=2 or more"):
         build(config("estimator=rloo", "samples=1"))
@@ -110,7 +108,7 @@ def test_watching_the_gradient_does_not_change_the_training(tmp_path: Path, esti
     for name, extra in (("plain", []), ("watched", ["audit.every_n_steps=5", "audit.samples=40", "audit.batch=2"])):
         (tmp_path / name).mkdir()
         overrides = [*SMALL, f"estimator={estimator}", "latent=2x10", "trainer.max_epochs=1", "figures=false", *extra]
-        run(OmegaConf.create(check_overrides("train", overrides, False)[0]), tmp_path / name)
+        run(compose(*overrides), tmp_path / name)
         results.append(json.loads((tmp_path / name / "metrics.json").read_text()))
     assert results[0] == results[1]
     events = EventAccumulator(str(tmp_path / "watched"), size_guidance={"scalars": 0}).Reload()
