@@ -346,27 +346,47 @@ def gaussian(q: Distribution, method: str) -> Normal:
 
 
 def bernoulli(q: Distribution, method: str) -> Bernoulli:
-    """The base of a Bernoulli `q`.
+    """The base of a Bernoulli `q` with event (L,).
 
     Raises:
         TypeError: `q` is something else; `method` names who asked.
     """
-    b = base(q)
+    b = _discrete(q)
     if not isinstance(b, Bernoulli):
-        raise TypeError(f"{method} needs a Bernoulli posterior (under Independent), got {type(b).__name__}")
+        raise TypeError(
+            f"{method} needs a Bernoulli posterior (under Independent), "
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
+        )
     return b
 
 
 def categorical(q: Distribution, method: str) -> OneHotCategorical:
-    """The base of a categorical `q`.
+    """The base of a categorical `q` with event (L, C).
 
     Raises:
         TypeError: `q` is something else; `method` names who asked.
     """
-    b = base(q)
+    b = _discrete(q)
     if not isinstance(b, OneHotCategorical):
-        raise TypeError(f"{method} needs a OneHotCategorical posterior (under Independent), got {type(b).__name__}")
+        raise TypeError(
+            f"{method} needs a OneHotCategorical posterior (under Independent), "
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
+        )
     return b
+
+
+def reparameterized(q: Distribution, method: str) -> Distribution:
+    """`q` itself, if it has reparameterized samples.
+
+    Raises:
+        TypeError: it has none; `method` names who asked.
+    """
+    if not q.has_rsample:
+        raise TypeError(
+            f"{method} needs a reparameterized posterior such as Normal, "
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
+        )
+    return q
 
 
 class NearestCode(Distribution):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vi_lab.distributions import detach, kl_divergence, log_prob, sample
-from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities
+from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities, check_posterior, checked
 from vi_lab.estimators.surrogates import differentiable
 
 
@@ -126,7 +126,8 @@ class RelaxedELBO(ELBO):
                 "the relaxed ELBO needs an estimator with relaxed densities, such as estimator=concrete, "
                 f"got {type(estimator).__name__}"
             )
-        reconstruction, log_ratio = estimator.terms(q, p, nats)
+        check_posterior(q)  # `terms` is not the estimator's call, which does this
+        reconstruction, log_ratio = estimator.terms(q, p, checked(nats))
         estimate = differentiable(reconstruction + self.beta * log_ratio)
         with torch.no_grad():
             kl = kl_divergence(q, p)
