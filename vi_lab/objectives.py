@@ -58,7 +58,14 @@ class ELBO(nn.Module):
         estimator: GradientEstimator,
         context: Tensor | None = None,
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B)."""
+        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+
+        Raises:
+            ValueError: the estimator is made for another beta.
+        """
+        beta = getattr(estimator, "beta", self.beta)  # `DoublyReparameterized` has one, which its factor depends on
+        if self.kl == "path" and beta != self.beta:
+            raise ValueError(f"{type(estimator).__name__}(beta={beta}) needs objective.beta={beta}, got {self.beta}")
         if self.kl == "analytic":
             kl = kl_divergence(q, p)
             estimate = estimator(q, nats, context)
