@@ -32,6 +32,26 @@ def test_samples_have_the_right_frequencies(kind: str) -> None:
     assert worst(hard[:, 0], q.mean[0]) < THRESHOLD
 
 
+@pytest.mark.parametrize("u", [0.0, 2**-53, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_keep_to_the_support(u: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the generator gives, no class of probability e^-45 or 0 is drawn, wherever it stands."""
+
+    def rand(size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device, generator: object) -> torch.Tensor:
+        step = 2**-53 if dtype == torch.float64 else 2**-24
+        return torch.full(size, round(u / step) * step if u < 0.6 else 1 - step, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "rand", rand)
+    generator = torch.Generator()
+    rows = [[-45.0, 0.0, 0.3, -torch.inf], [-torch.inf, 0.1, -45.0, 0.0], [0.7, -0.3, -torch.inf, -45.0]]
+    logits = torch.tensor(rows, dtype=dtype)
+    z = distributions.draw(posterior("categorical", logits[None]), 1, generator)[0, 0]
+    assert torch.equal(z.sum(-1), torch.ones(3, dtype=dtype))
+    assert logits[z.bool()].gt(-1).all()
+    bits = torch.tensor([[-45.0, -torch.inf, torch.inf, 50.0]], dtype=dtype)
+    assert distributions.draw(posterior("bernoulli", bits), 1, generator).tolist() == [[[0.0, 0.0, 1.0, 1.0]]]
+
+
 def test_unchecked_categorical_is_torchs() -> None:
     logits = torch.randn(4, 2, 3)
     ours, theirs = distributions.one_hot_categorical(logits), td.OneHotCategorical(logits=logits)

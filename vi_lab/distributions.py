@@ -193,12 +193,20 @@ def draw(q: Distribution, samples: int, generator: torch.Generator) -> Tensor:
     def noise(fill: Callable[..., Tensor], like: Tensor) -> Tensor:
         return fill((samples, *like.shape), dtype=like.dtype, device=like.device, generator=generator)
 
+    def uniform(like: Tensor) -> Tensor:
+        """(samples, *like.shape) in (0, 1]: no outcome of probability 0 lies below u, none above it either.
+
+        In double precision, as float32 has u = 0 once in 2^24 draws, which is a class of probability e^-45 then.
+        """
+        return 1 - noise(torch.rand, like.double() if like.device.type != "mps" else like)  # MPS has no double
+
     if isinstance(b, Bernoulli):
-        return (noise(torch.rand, b.probs) < b.probs).to(b.probs)
+        return (uniform(b.probs) <= b.probs).to(b.probs)
     if isinstance(b, OneHotCategorical):
-        cumulative = b.probs.cumsum(-1)  # (B, L, C)
-        cumulative[..., -1] = 2.0  # rounding may leave it just below 1
-        below = (noise(torch.rand, cumulative[..., :1]) < cumulative).to(cumulative)  # 0 ... 0 1 ... 1 over the classes
+        u = uniform(b.probs[..., :1])
+        cumulative = b.probs.to(u.dtype).cumsum(-1)  # (B, L, C)
+        # times the total, which rounding moves off 1: the last classes take no more than their own share
+        below = (u * cumulative[..., -1:] <= cumulative).to(b.probs)  # 0 ... 0 1 ... 1 over the classes
         z = below.clone()
         z[..., 1:] -= below[..., :-1]  # 1 where it steps up
         return z
@@ -346,27 +354,47 @@ def gaussian(q: Distribution, method: str) -> Normal:
 
 
 def bernoulli(q: Distribution, method: str) -> Bernoulli:
-    """The base of a Bernoulli `q`.
+    """The base of a Bernoulli `q` with event (L,).
 
     Raises:
         TypeError: `q` is something else; `method` names who asked.
     """
-    b = base(q)
+    b = _discrete(q)
     if not isinstance(b, Bernoulli):
-        raise TypeError(f"{method} needs a Bernoulli posterior (under Independent), got {type(b).__name__}")
+        raise TypeError(
+            f"{method} needs a Bernoulli posterior (under Independent), "
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
+        )
     return b
 
 
 def categorical(q: Distribution, method: str) -> OneHotCategorical:
-    """The base of a categorical `q`.
+    """The base of a categorical `q` with event (L, C).
 
     Raises:
         TypeError: `q` is something else; `method` names who asked.
     """
-    b = base(q)
+    b = _discrete(q)
     if not isinstance(b, OneHotCategorical):
-        raise TypeError(f"{method} needs a OneHotCategorical posterior (under Independent), got {type(b).__name__}")
+        raise TypeError(
+            f"{method} needs a OneHotCategorical posterior (under Independent), "
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
+        )
     return b
+
+
+def reparameterized(q: Distribution, method: str) -> Distribution:
+    """`q` itself, if it has reparameterized samples.
+
+    Raises:
+        TypeError: it has none; `method` names who asked.
+    """
+    if not q.has_rsample:
+        raise TypeError(
+            f"{method} needs a reparameterized posterior such as Normal, "
+            f"got {type(base(q)).__name__} with event shape {tuple(q.event_shape)}"
+        )
+    return q
 
 
 class NearestCode(Distribution):

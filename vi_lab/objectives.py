@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vi_lab.distributions import detach, kl_divergence, log_prob, sample
-from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities
+from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities, check_posterior, checked
 from vi_lab.estimators.surrogates import differentiable
 
 
@@ -58,7 +58,14 @@ class ELBO(nn.Module):
         estimator: GradientEstimator,
         context: Tensor | None = None,
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B)."""
+        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+
+        Raises:
+            ValueError: the estimator is made for another beta.
+        """
+        beta = getattr(estimator, "beta", self.beta)  # `DoublyReparameterized` has one, which its factor depends on
+        if self.kl == "path" and beta != self.beta:
+            raise ValueError(f"{type(estimator).__name__}(beta={beta}) needs objective.beta={beta}, got {self.beta}")
         if self.kl == "analytic":
             kl = kl_divergence(q, p)
             estimate = estimator(q, nats, context)
@@ -126,7 +133,8 @@ class RelaxedELBO(ELBO):
                 "the relaxed ELBO needs an estimator with relaxed densities, such as estimator=concrete, "
                 f"got {type(estimator).__name__}"
             )
-        reconstruction, log_ratio = estimator.terms(q, p, nats)
+        check_posterior(q)  # `terms` is not the estimator's call, which does this
+        reconstruction, log_ratio = estimator.terms(q, p, checked(nats))
         estimate = differentiable(reconstruction + self.beta * log_ratio)
         with torch.no_grad():
             kl = kl_divergence(q, p)

@@ -152,6 +152,7 @@ KEYS: dict[str, Key] = {
     "estimator.learn_temperature": Key(FLAG),
     "estimator.backward_temperature": Key(_optional(POSITIVE)),
     "estimator.*temperature": Key(POSITIVE),
+    "estimator.beta": Key(NOT_NEGATIVE),
     "estimator.gap": Key(NOT_NEGATIVE),
     "estimator.eta": Key(NOT_NEGATIVE),
     "estimator.hidden": Key(COUNT),

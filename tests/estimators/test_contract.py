@@ -13,14 +13,17 @@ import pytest
 import torch
 import yaml
 from hydra.utils import get_class
-from torch.distributions import Independent, OneHotCategorical
+from torch.distributions import Distribution, Independent, OneHotCategorical
 
-from tests.estimators.toy import ROWS, THRESHOLD, make, make_config, posterior, problem, worst
+from tests.estimators.toy import PHI, ROWS, THRESHOLD, make, make_config, posterior, problem, worst
 from tests.support import ESTIMATORS
 from vi_lab import distributions, estimators
 from vi_lab.estimators import (
     RLOO,
+    Cost,
+    Estimate,
     Exact,
+    GradientEstimator,
     GumbelSoftmax,
     Reinforce,
     StraightThrough,
@@ -342,6 +345,62 @@ def test_errors_say_what_was_wanted() -> None:
             estimator(gaussian, lambda z: z.sum(-1))
     with pytest.raises(ValueError, match="at most max_states=8 states, q has 9"):
         Exact(max_states=8)(posterior("categorical", torch.zeros(1, 2, 3)), lambda z: z.sum((-1, -2)))
+
+
+@pairs
+def test_a_cost_of_another_shape_is_refused(name: str, kind: str) -> None:
+    """(B,) and () would broadcast against (S, B)."""
+    phi = PHI[kind].expand(8, *PHI[kind].shape).clone().requires_grad_()
+    for cost, got in (
+        (lambda z: z.flatten(2).sum((0, 2)), r"\(8,\)"),
+        (lambda z: z.sum(), r"\(\)"),
+        (lambda z: z.flatten(2).sum(-1, keepdim=True), r"\(\d+, 8, 1\)"),
+    ):
+        wanted = r"the cost must give \(S, B\) = \(\d+, 8\) nats, one per sample and image; got "
+        with pytest.raises(ValueError, match=wanted + got):
+            make(name)(posterior(kind, phi), cost, phi.flatten(1).detach())
+    for cost, got in ((lambda z: 1.0, "float"), (lambda z: z.flatten(2).sum(-1).long(), "torch.int64")):
+        with pytest.raises(TypeError, match=f"one per sample and image; got {got}"):
+            make(name)(posterior(kind, phi), cost, phi.flatten(1).detach())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_posterior_that_does_not_fit_is_refused(name: str) -> None:
+    estimator = make(name)
+
+    def cost(z: torch.Tensor) -> torch.Tensor:
+        return z.flatten(2).sum(-1)
+
+    for q, got in (
+        (OneHotCategorical(logits=torch.zeros(5, 2, 3)), r"\(5, 2\) and event shape \(3,\); wrap it in .*Independent"),
+        (torch.distributions.Bernoulli(logits=torch.zeros(5, 3)), r"\(5, 3\) and event shape \(\); wrap"),
+        (posterior("bernoulli", torch.zeros(3)), r"\(\) and event shape \(3,\)$"),
+    ):
+        with pytest.raises(ValueError, match=rf"must have batch shape \(B,\), .* got batch shape {got}"):
+            estimator(q, cost)
+    with pytest.raises(TypeError, match=r"must be floating-point numbers, got torch\.int64"):
+        estimator(posterior("bernoulli", torch.zeros(5, 3, dtype=torch.int64)), cost)
+    for kind in set(PHI).difference(latents(name)):
+        if not estimator.unbiased or name not in ("reinforce", "reinforce_moving_average", "rloo", "nvil", "vimco"):
+            with pytest.raises(TypeError, match=f"needs .* posterior .*got {FAMILIES[kind]}"):
+                estimator(posterior(kind, PHI[kind][None]), cost, torch.zeros(1, 2))
+
+
+FAMILIES = {"categorical": "OneHotCategorical", "bernoulli": "Bernoulli", "gaussian": "Normal", "vq": "NearestCode"}
+
+
+def test_your_own_estimator_overrides_forward_and_is_checked() -> None:
+    class Own(GradientEstimator):
+        unbiased = False
+
+        def forward(self, q: Distribution, cost: Cost, context: torch.Tensor | None = None) -> Estimate:
+            f = cost(q.sample(torch.Size((self.samples,))))
+            return Estimate(f.mean(0), f.new_zeros(()), f.detach())
+
+    q = posterior("bernoulli", torch.zeros(8, 3))
+    assert Own(4)(q, lambda z: z.sum(-1)).loss.shape == (8,)
+    with pytest.raises(ValueError, match=r"\(S, B\) = \(4, 8\) nats, one per sample and image; got \(8,\)"):
+        Own(4)(q, lambda z: z.sum((0, -1)))
 
 
 def test_every_estimator_file_has_equation_and_paper() -> None:

@@ -337,7 +337,7 @@ def test_own_parameters_are_sized_before_the_optimizer_sees_them(name: str) -> N
 def test_errors_say_what_was_wanted() -> None:
     gaussian = posterior("gaussian", torch.zeros(2, 2, 3))
     for estimator in (MuProp(), LocalExpectation(), RaoBlackwellReinforce(), REBAR(), RELAX()):
-        with pytest.raises(TypeError, match="discrete posterior"):
+        with pytest.raises(TypeError, match=r"needs a .* posterior"):
             estimator(gaussian, lambda z: z.sum(-1))
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         REBAR(temperature=0)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
+from vi_lab.distributions import base
+
 Cost = Callable[[Tensor], Tensor]
 """z of shape (S, B, *event) -> f(z) of shape (S, B), in nats. May hold parameters (the decoder's)."""
 
@@ -30,8 +32,54 @@ class Estimate(NamedTuple):
     """(S, B) the costs, detached."""
 
 
+def check_posterior(q: Distribution) -> None:
+    """Refuse a `q` that is not a batch of posteriors, one per image.
+
+    Raises:
+        ValueError: its batch shape is not (B,), as where `Independent` was left out.
+        TypeError: its logits are not floating-point numbers.
+    """
+    if len(q.batch_shape) != 1:
+        raise ValueError(
+            "the posterior must have batch shape (B,), one per image, and the latent variables in its event shape; got "
+            f"batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}"
+            + "; wrap it in torch.distributions.Independent"
+            * (len(q.batch_shape) > 1)
+        )
+    logits = getattr(base(q), "logits", None)
+    if isinstance(logits, Tensor) and not logits.is_floating_point():
+        raise TypeError(f"the posterior's logits must be floating-point numbers, got {logits.dtype}")
+
+
+def checked(cost: Cost) -> Cost:
+    """`cost`, refused where it gives anything else than one number per sample and image.
+
+    A (B,) or a scalar would broadcast against (S, B) and give a wrong gradient without a word.
+
+    Raises (at call):
+        TypeError: it gives no tensor of floating-point numbers.
+        ValueError: it gives another shape than (S, B).
+    """
+
+    def checking(z: Tensor) -> Tensor:
+        nats = cost(z)
+        wanted = f"the cost must give (S, B) = {tuple(z.shape[:2])} nats, one per sample and image; got "
+        if not isinstance(nats, Tensor):
+            raise TypeError(f"{wanted}{type(nats).__name__}")
+        if nats.shape != z.shape[:2]:
+            raise ValueError(f"{wanted}{tuple(nats.shape)}")
+        if not nats.is_floating_point():
+            raise TypeError(f"{wanted}{nats.dtype}")
+        return nats
+
+    return checking
+
+
 class GradientEstimator(nn.Module, ABC):
-    """One method. Called with the true posterior and a cost; see `Estimate` for what comes back."""
+    """One method. Called with the true posterior and a cost; see `Estimate` for what comes back.
+
+    A method overrides `forward`. Calling the estimator checks what goes in and what the cost gives back.
+    """
 
     unbiased: ClassVar[bool]
     """Whether the gradient's expectation is the exact gradient. The contract tests hold it to this."""
@@ -52,6 +100,16 @@ class GradientEstimator(nn.Module, ABC):
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         self.samples = samples
+
+    def __call__(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        """`forward`, with `q` and what the cost gives checked.
+
+        Raises:
+            ValueError: q's batch shape is not (B,), or the cost gives another shape than (S, B).
+            TypeError: `q` is not of a family that the method is for, or the cost gives no floating-point tensor.
+        """
+        check_posterior(q)
+        return super().__call__(q, checked(cost), context)
 
     @abstractmethod
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:

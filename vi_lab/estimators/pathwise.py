@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vi_lab.distributions import reparameterized
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.surrogates import differentiable
 
@@ -21,6 +22,4 @@ class Pathwise(GradientEstimator):
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Takes f at S reparameterized samples; TypeError where `q` has none."""
-        if not q.has_rsample:
-            raise TypeError(f"the pathwise gradient needs a reparameterized posterior such as Normal, got {q}")
-        return differentiable(cost(q.rsample((self.samples,))))
+        return differentiable(cost(reparameterized(q, "the pathwise gradient").rsample((self.samples,))))

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, OneHotCategorical
+from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from vi_lab.distributions import base, gumbel_like, one_hot_argmax, sample
+from vi_lab.distributions import categorical, gumbel_like, one_hot_argmax, sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.local_expectation import costs_of_replacements
 from vi_lab.estimators.surrogates import with_gradient_of
@@ -40,14 +40,9 @@ class RaoBlackwellReinforce(GradientEstimator):
         self.top_k, self.chunk = top_k, chunk
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
-        """Takes f at S samples and, without gradient, at S * L * (k + 1) replacements of one variable."""
-        b = base(q)
-        if not isinstance(b, OneHotCategorical):
-            raise TypeError(
-                "Rao-Blackwellized REINFORCE needs a discrete posterior with categories (OneHotCategorical, under "
-                f"Independent), got {type(b).__name__}"
-            )
-        logits = b.logits  # (B, L, C), normalized
+        """Takes f at S samples and, without gradient, at S * L * (k + 1) replacements of one variable;
+        TypeError where `q` is not categorical."""
+        logits = categorical(q, "Rao-Blackwellized REINFORCE").logits  # (B, L, C), normalized
         with torch.no_grad():
             values, weights = self._candidates(logits)  # (K, S, B, L, C), (K, S, B, L)
             z = sample(q, self.samples)
