@@ -36,15 +36,32 @@ OPTIONS = {
     "no validation": ["data.validation=0", "checkpoint.every_n_steps=3"],
     "accumulated gradients": ["+trainer.accumulate_grad_batches=3", "checkpoint.every_n_steps=1"],
     "a number of steps": ["trainer.max_steps=30", "checkpoint.every_n_steps=7"],
+    "a number of steps within an epoch": ["trainer.max_steps=31", "checkpoint.every_n_steps=5"],
     "validation every other epoch": ["data.test_every_epoch=true", "trainer.check_val_every_n_epoch=2"],
 }
 ENDS = [("each step", step) for step in (1, 4, 11, 12, 13, 23, 24)]  # 12 steps an epoch
+ENDS += [("a number of steps within an epoch", step) for step in (26, 30)]
 ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in ((2, 4, 7) if "acc" in name else (4, 12, 24))]
 
 
 @pytest.mark.parametrize(("name", "crash_at"), ENDS)
 def test_wherever_the_run_ends(tmp_path: Path, name: str, crash_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [*OPTIONS[name], "schedule=linear", "schedule.steps=20", "trainer.max_epochs=3", "data.batch_size=100"]
+    train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
+    train(tmp_path / "killed", *overrides, crash_at=crash_at, monkeypatch=monkeypatch)
+    resume_run(tmp_path / "killed", [])
+    assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+
+
+# what trains on a CPU; 16-mixed is bf16-mixed there
+PRECISIONS = {name: ["estimator=muprop"] for name in ("32-true", "64-true", "bf16-true", "bf16-mixed")}
+PRECISIONS["16-true"] = ["optimizer=sgd"]  # Adam's epsilon is 0 in float16
+
+
+@pytest.mark.parametrize("crash_at", [7, 17])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision(tmp_path: Path, precision: str, crash_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*PRECISIONS[precision], f"trainer.precision={precision}", "latent=4x8", "checkpoint.every_n_steps=5"]
     train(tmp_path / "whole", *overrides, monkeypatch=monkeypatch)
     train(tmp_path / "killed", *overrides, crash_at=crash_at, monkeypatch=monkeypatch)
     resume_run(tmp_path / "killed", [])

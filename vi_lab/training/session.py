@@ -131,6 +131,8 @@ class Session:
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train until the end, or until a signal asks to stop."""
+        # Lightning loads a checkpoint before it converts the model: float64 weights would be rounded to float32
+        self.trainer.precision_plugin.convert_module(self.model)
         self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
         try:
             with ctrl_c_as_it_came():
