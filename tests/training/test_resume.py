@@ -4,6 +4,7 @@ signals are in `scripts/kill_test.py`, of which one round runs here."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,14 @@ def test_interrupted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 run(train_on, tmp_path / "killed", resume=True)
     resume_run(tmp_path / "killed", [])
     assert unequal(tmp_path / "whole", tmp_path / "killed") == []
+
+
+def test_a_run_that_has_ended_within_an_epoch_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path / "whole", "trainer.max_steps=7", monkeypatch=monkeypatch)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    resume_run(tmp_path / "again", [])
+    assert unequal(tmp_path / "whole", tmp_path / "again") == []
+    assert load_run(tmp_path / "again").final["epoch"] == 1  # as in metrics.csv
 
 
 def test_the_comparison_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

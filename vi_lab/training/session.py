@@ -174,8 +174,9 @@ class Session:
     def finish(self, final: dict[str, float]) -> None:
         """The final metrics, the last pictures, and a table on the terminal."""
         trainer = self.trainer
-        rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
-        write_json(self.folder / "metrics.json", rows)
+        # of the last row: Lightning counts an epoch that max_steps has cut short only where the run is resumed
+        last = {name: self.recorder.rows[-1][name] for name in ("epoch", "step")}
+        write_json(self.folder / "metrics.json", {**last, **final})
         loggers.log_end(trainer, final)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
             if isinstance(callback, Pictures):
