@@ -19,7 +19,7 @@ from vi_lab.console import image_bar, make_console
 from vi_lab.errors import Interrupted, UserError, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
-from vi_lab.runs.files import CONFIG_FILE, write_json, write_text
+from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
 from vi_lab.runs.run import check_weights
 from vi_lab.runs.trust import read_json
 from vi_lab.training import loggers
@@ -106,6 +106,7 @@ class Session:
         else:
             now["decoder_evaluations"] = decoder_evaluations(self.model, self.datamodule.shape)  # per image and step
         if main_process():
+            sweep(self.folder)
             write_text(self.folder / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
             write_json(self.folder / "environment.json", now)
 
