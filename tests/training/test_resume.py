@@ -4,6 +4,7 @@ signals are in `scripts/kill_test.py`, which runs here as a slow test."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,9 +43,11 @@ OPTIONS = {
     "no validation": ["data.validation=0", "checkpoint.every_n_steps=3"],
     "accumulated gradients": ["+trainer.accumulate_grad_batches=3", "checkpoint.every_n_steps=1"],
     "a number of steps": ["trainer.max_steps=30", "checkpoint.every_n_steps=7"],
+    "a number of steps within an epoch": ["trainer.max_steps=31", "checkpoint.every_n_steps=5"],
     "validation every other epoch": ["data.test_every_epoch=true", "trainer.check_val_every_n_epoch=2"],
 }
 ENDS = [("each step", step) for step in (1, 4, 11, 12, 13, 23, 24)]  # 12 steps an epoch
+ENDS += [("a number of steps within an epoch", step) for step in (26, 30)]
 ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in ((2, 4, 7) if "acc" in name else (4, 12, 24))]
 
 
@@ -53,6 +56,22 @@ def test_wherever_the_run_ends(
     tmp_path: Path, whole: Whole, name: str, crash_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = [*OPTIONS[name], "schedule=linear", "schedule.steps=20", "trainer.max_epochs=3", "data.batch_size=100"]
+    crashed(tmp_path, *overrides, at=crash_at, monkeypatch=monkeypatch)
+    resume_run(tmp_path, [])
+    assert unequal(whole(*overrides), tmp_path) == []
+
+
+# what trains on a CPU; 16-mixed is bf16-mixed there
+PRECISIONS = {name: ["estimator=muprop"] for name in ("32-true", "64-true", "bf16-true", "bf16-mixed")}
+PRECISIONS["16-true"] = ["optimizer=sgd"]  # Adam's epsilon is 0 in float16
+
+
+@pytest.mark.parametrize("crash_at", [7, 17])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision(
+    tmp_path: Path, whole: Whole, precision: str, crash_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*PRECISIONS[precision], f"trainer.precision={precision}", "latent=4x8", "checkpoint.every_n_steps=5"]
     crashed(tmp_path, *overrides, at=crash_at, monkeypatch=monkeypatch)
     resume_run(tmp_path, [])
     assert unequal(whole(*overrides), tmp_path) == []
@@ -76,6 +95,14 @@ def test_interrupted_again_and_again(tmp_path: Path, whole: Whole, monkeypatch: 
                 run(train_on, tmp_path / "killed", resume=True)
     resume_run(tmp_path / "killed", [])
     assert unequal(whole(*overrides), tmp_path / "killed") == []
+
+
+def test_a_run_that_has_ended_within_an_epoch_is_resumed(tmp_path: Path, whole: Whole) -> None:
+    reference = whole("trainer.max_steps=7")
+    shutil.copytree(reference, tmp_path / "again")
+    resume_run(tmp_path / "again", [])
+    assert unequal(reference, tmp_path / "again") == []
+    assert load_run(tmp_path / "again").final["epoch"] == 1  # as in metrics.csv
 
 
 def test_the_comparison_can_fail(tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,22 +11,76 @@ import io
 import json
 import math
 import os
+import re
+import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CONFIG_FILE = "config_resolved.yaml"
 """What makes a folder a run folder."""
 
 
+LEFTOVER = re.compile(r"\.[\w.-]+\.[0-9a-f]+\.tmp")
+"""What `scratch` names; a kill before the rename leaves it."""
+
+
+def scratch(path: Path) -> Path:
+    """A name beside `path` that nobody can foresee: nothing waits there, such as a link to be written through."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+@contextmanager
+def replacing(path: Path, keep: Path | None = None, durable: bool = False) -> Iterator[BinaryIO]:
+    """Replace `path` whole or not at all by what is written into the file that this gives.
+
+    Args:
+        keep: what stood at `path` gets this name.
+        durable: also where the power fails: the bytes reach the disk before their name does, and what is kept reaches
+            it before what is new. At every moment one of the two is on the disk whole, and afterwards both are.
+    """
+    beside = scratch(path)
+    try:
+        with beside.open("xb") as file:  # never through a link
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+            if durable:
+                _sync_names(keep.parent)
+        os.replace(beside, path)
+        if durable:
+            _sync_names(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # not every system lets a folder be opened, and not every disk be asked
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a run folder. Follows no link."""
+    for place in (folder, folder / "checkpoints"):
+        if place.is_dir() and not place.is_symlink():
+            for path in place.iterdir():
+                if LEFTOVER.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
+                    path.unlink()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` whole or not at all: written beside the target, then renamed."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

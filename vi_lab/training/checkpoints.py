@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vi_lab.errors import Interrupted, ViLabError, one_line
 from vi_lab.models import VAE
+from vi_lab.runs.files import replacing, scratch
 from vi_lab.runs.trust import load_checkpoint
 from vi_lab.training import loggers
 from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete, vae
@@ -41,21 +42,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with scratch.open("wb") as file:
+            with replacing(path, keep=path.with_name("previous.ckpt"), durable=True) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())  # the bytes before the name: a power cut must not leave an empty file
-            if path.exists():
-                os.replace(path, path.with_name("previous.ckpt"))
-            os.replace(scratch, path)
         except (RuntimeError, OSError) as error:  # torch's zip writer reports a full disk as a RuntimeError
             cause = error if isinstance(error, OSError) else error.__context__
             reason = cause.strerror if isinstance(cause, OSError) else one_line(error)[:200]
             raise ViLabError(f"{path}: the checkpoint cannot be written ({reason}); the one before is kept") from error
-        finally:
-            scratch.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Tensors and plain values on the CPU, whatever device and pickles Lightning would allow.
@@ -174,15 +167,15 @@ class Checkpoints(Checkpoint):
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that is only ever replaced; a copy where the file system has no hard links."""
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside = scratch(target)
     try:
-        try:
-            os.link(source, scratch)
-        except OSError:
-            shutil.copyfile(source, scratch)
-        os.replace(scratch, target)
+        os.link(source, beside)
+        os.replace(beside, target)
+    except OSError:
+        with source.open("rb") as content, replacing(target) as file:
+            shutil.copyfileobj(content, file)
     finally:
-        scratch.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 NEEDED = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", "means", "epoch", "global_step")
@@ -201,8 +194,6 @@ def rewind(folder: Path, fits: Callable[[dict], None], warn: Callable[[str], Non
     Raises:
         ViLabError: there are checkpoints, and none can be used.
     """
-    for leftover in folder.glob("checkpoints/.*.tmp") if cut else ():
-        leftover.unlink()
     files = [folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
     problems = []
     for file in [file for file in files if file.is_file()]:

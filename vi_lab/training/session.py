@@ -19,7 +19,7 @@ from vi_lab.console import image_bar, make_console
 from vi_lab.errors import Interrupted, UserError, one_line, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
-from vi_lab.runs.files import CONFIG_FILE, write_json, write_text
+from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
 from vi_lab.runs.run import check_weights
 from vi_lab.runs.trust import read_json
 from vi_lab.training import loggers
@@ -106,6 +106,7 @@ class Session:
         else:
             now["decoder_evaluations"] = decoder_evaluations(self.model, self.datamodule.shape)  # per image and step
         if main_process():
+            sweep(self.folder)
             write_text(self.folder / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
             write_json(self.folder / "environment.json", now)
 
@@ -135,6 +136,8 @@ class Session:
         Raises:
             UserError: a callback or a schedule does not suit the run, as Lightning says.
         """
+        # Lightning loads a checkpoint before it converts the model: float64 weights would be rounded to float32
+        self.trainer.precision_plugin.convert_module(self.model)
         self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
         try:
             with ctrl_c_as_it_came():
@@ -178,8 +181,9 @@ class Session:
     def finish(self, final: dict[str, float]) -> None:
         """The final metrics, the last pictures, and a table on the terminal."""
         trainer = self.trainer
-        rows = {"epoch": trainer.current_epoch, "step": trainer.global_step, **final}
-        write_json(self.folder / "metrics.json", rows)
+        # of the last row: Lightning counts an epoch that max_steps has cut short only where the run is resumed
+        last = {name: self.recorder.rows[-1][name] for name in ("epoch", "step")}
+        write_json(self.folder / "metrics.json", {**last, **final})
         loggers.log_end(trainer, final)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
             if isinstance(callback, Pictures):
