@@ -45,6 +45,17 @@ def test_moments_find_a_known_bias_in_noise(bias: float) -> None:
     assert measured.signal_to_noise == pytest.approx((2 + bias) / 3, rel=0.05)
 
 
+def test_the_signal_to_noise_has_no_floor() -> None:
+    """A fifth of 1 / sqrt(draws), which the norm of the mean draw would give; in many dimensions, so that chance has
+    little part in it."""
+    torch.manual_seed(0)
+    exact = torch.full((20_000,), 0.006, dtype=torch.float64)
+    moments = Moments(exact, 1000)
+    for _ in range(20):
+        moments.add(exact + torch.randn(50, 20_000, dtype=torch.float64))
+    assert moments.measure().signal_to_noise == pytest.approx(0.006, abs=0.002)  # 1 / sqrt(1000) = 0.032
+
+
 def test_the_interval_covers_as_often_as_it_says() -> None:
     torch.manual_seed(0)
     exact = torch.ones(10, dtype=torch.float64)
