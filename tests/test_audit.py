@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
+from torch.distributions import Distribution
 
 from vi_lab import audit
 from vi_lab.audit import Bench, Moments
 from vi_lab.build import build
 from vi_lab.config import check_overrides
 from vi_lab.distributions import number_of_states
-from vi_lab.estimators import RLOO, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
+from vi_lab.estimators import RLOO, Cost, Estimate, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
 from vi_lab.objectives import ELBO
 
 SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
@@ -128,6 +130,21 @@ def test_warm_up_teaches_the_estimator_and_not_the_model() -> None:
     assert estimator.baseline.total > 100
     assert not estimator.training
     assert all(torch.equal(a, b) for a, b in zip(before, lab.model.parameters(), strict=True))
+
+
+def test_warm_up_keeps_off_the_images_that_are_measured() -> None:
+    lab = bench("latent=2x10", images=8)
+    measured, first, second = lab.x[:2], lab.x[2:5], lab.x[5:]
+    seen = []
+
+    class Watching(Reinforce):
+        def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+            seen.append(context)
+            return super().forward(q, cost, context)
+
+    estimator = Watching(1, MovingAverage()).double()
+    Bench(lab.model, measured, others=[first, second]).warm_up(estimator, ELBO(), 3)
+    assert all(torch.equal(a, b) for a, b in zip(seen, (first, second, first), strict=True))
 
 
 def test_evaluations_are_counted() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -175,10 +175,12 @@ class Bench:
         model: its weights and its mode are left as they are.
         x: (B, *shape) images.
         beta: the objective's weight of the KL.
+        others: batches of images, (N, *shape) each, on which learned baselines and control variates adapt: on the
+            images that are measured they would learn these by heart. None: on `x` all the same.
     """
 
-    def __init__(self, model: Model, x: Tensor, beta: float = 1.0) -> None:
-        self.model, self.x, self.beta = model, x, beta
+    def __init__(self, model: Model, x: Tensor, beta: float = 1.0, others: Sequence[Tensor] = ()) -> None:
+        self.model, self.x, self.beta, self.others = model, x, beta, others
         with torch.no_grad():
             self.features = model.encoder(x)  # (B, F)
 
@@ -214,13 +216,15 @@ class Bench:
             count -= chunk
 
     def warm_up(self, estimator: GradientEstimator, objective: nn.Module, steps: int) -> None:
-        """Let moving averages and learned control variates adapt to this model, which stays as it is; then hold them
-        still, so that draws are independent."""
+        """Let moving averages and learned control variates adapt to this model, which stays as it is, on the other
+        images in turn; then hold them still, so that draws are independent."""
         own = [p for p in estimator.parameters() if p.requires_grad]
         stateful = bool(own) or any(not name.endswith("temperature") for name, _ in estimator.named_buffers())
         optimizer = torch.optim.Adam(own, 1e-2) if own else None
-        for _ in range(steps if stateful else 0):
-            control_loss = self.draw(estimator, objective, 1)[1]
+        batches = self.others or (self.x,)
+        for step in range(steps if stateful else 0):
+            lab = Bench(self.model, batches[step % len(batches)], self.beta)
+            control_loss = lab.draw(estimator, objective, 1)[1]
             if optimizer is not None:
                 optimizer.zero_grad()
                 control_loss.backward(inputs=own)
