@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
 
 from tests.support import compose
 from vi_lab import audit
 from vi_lab.audit import Bench, Moments
 from vi_lab.build import build
 from vi_lab.distributions import number_of_states
-from vi_lab.estimators import RLOO, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
+from vi_lab.estimators import RLOO, Cost, Estimate, Exact, MovingAverage, Pathwise, Reinforce, StraightThrough
 from vi_lab.objectives import ELBO
 
 SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
@@ -42,6 +44,17 @@ def test_moments_find_a_known_bias_in_noise(bias: float) -> None:
     assert measured.variance == pytest.approx(9 * 50, rel=0.02)
     assert measured.mean_squared_error == pytest.approx((9 + bias**2) * 50, rel=0.02)
     assert measured.signal_to_noise == pytest.approx((2 + bias) / 3, rel=0.05)
+
+
+def test_the_signal_to_noise_has_no_floor() -> None:
+    """A fifth of 1 / sqrt(draws), which the norm of the mean draw would give; in many dimensions, so that chance has
+    little part in it."""
+    torch.manual_seed(0)
+    exact = torch.full((20_000,), 0.006, dtype=torch.float64)
+    moments = Moments(exact, 1000)
+    for _ in range(20):
+        moments.add(exact + torch.randn(50, 20_000, dtype=torch.float64))
+    assert moments.measure().signal_to_noise == pytest.approx(0.006, abs=0.002)  # 1 / sqrt(1000) = 0.032
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
@@ -116,6 +129,21 @@ def test_warm_up_teaches_the_estimator_and_not_the_model() -> None:
     assert estimator.baseline.total > 100
     assert not estimator.training
     assert all(torch.equal(a, b) for a, b in zip(before, lab.model.parameters(), strict=True))
+
+
+def test_warm_up_keeps_off_the_images_that_are_measured() -> None:
+    lab = bench("latent=2x10", images=8)
+    measured, first, second = lab.x[:2], lab.x[2:5], lab.x[5:]
+    seen = []
+
+    class Watching(Reinforce):
+        def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+            seen.append(context)
+            return super().forward(q, cost, context)
+
+    estimator = Watching(1, MovingAverage()).double()
+    Bench(lab.model, measured, others=[first, second]).warm_up(estimator, ELBO(), 3)
+    assert all(torch.equal(a, b) for a, b in zip(seen, (first, second, first), strict=True))
 
 
 def test_evaluations_are_counted() -> None:

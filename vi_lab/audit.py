@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -82,7 +82,7 @@ class Measurement(NamedTuple):
     variance: float
     """Total variance: the trace of the covariance."""
     signal_to_noise: float
-    """|E g| / sqrt(variance)"""
+    """|E g| / sqrt(variance), the noise of draws taken off |E g|: with it, nothing would be below 1 / sqrt(draws)."""
     cosine: float
     """Mean cosine of a draw and the exact gradient."""
     mean_squared_error: float
@@ -114,14 +114,15 @@ class Moments:
 
     def measure(self, reference_error: float = 0.0) -> Measurement:
         """reference_error: relative standard error of what stands for the exact gradient."""
-        error = self.sums / self.counts[:, None].to(self.sums) - self.exact  # (K, D) mean error of each block
+        means = self.sums / self.counts[:, None].to(self.sums)  # (K, D) of each block
+        error = means - self.exact
         gram = (error @ error.T).double()
         squared_bias, standard = _jackknife(gram)
         norm = self.exact.norm().double().item()
         norm = max(norm, torch.finfo(torch.float64).tiny)
         mse = torch.cat(self.squared_errors).double().mean().item()
         variance = max(mse - squared_bias, 0.0)
-        mean = self.sums.sum(0).norm().item() / self.seen
+        squared_mean, _ = _jackknife((means @ means.T).double())
 
         def relative(square: float) -> float:
             return math.sqrt(max(square, 0.0)) / norm
@@ -131,14 +132,15 @@ class Moments:
             max(relative(squared_bias - T_QUANTILE * standard) - 2 * reference_error, 0.0),
             relative(squared_bias + T_QUANTILE * standard) + 2 * reference_error,
             variance,
-            mean / math.sqrt(variance) if variance > 0 else math.inf,
+            math.sqrt(max(squared_mean, 0.0) / variance) if variance > 0 else math.inf,
             torch.cat(self.cosines).double().mean().item(),
             mse,
         )
 
 
 def _jackknife(gram: Tensor) -> tuple[float, float]:
-    """|bias|^2 without the noise's share, and its standard error, from inner products of the blocks' mean errors.
+    """|bias|^2 without the noise's share, and its standard error, from inner products of the blocks' mean errors; or
+    |E g|^2, from those of the blocks' means.
 
     The mean over pairs of different blocks of <error_j, error_k> has expectation |bias|^2, where |mean error|^2
     has |bias|^2 + variance / draws.
@@ -173,10 +175,12 @@ class Bench:
         model: its weights and its mode are left as they are.
         x: (B, *shape) images.
         beta: the objective's weight of the KL.
+        others: batches of images, (N, *shape) each, on which learned baselines and control variates adapt: on the
+            images that are measured they would learn these by heart. None: on `x` all the same.
     """
 
-    def __init__(self, model: Model, x: Tensor, beta: float = 1.0) -> None:
-        self.model, self.x, self.beta = model, x, beta
+    def __init__(self, model: Model, x: Tensor, beta: float = 1.0, others: Sequence[Tensor] = ()) -> None:
+        self.model, self.x, self.beta, self.others = model, x, beta, others
         with torch.no_grad():
             self.features = model.encoder(x)  # (B, F)
 
@@ -212,13 +216,15 @@ class Bench:
             count -= chunk
 
     def warm_up(self, estimator: GradientEstimator, objective: nn.Module, steps: int) -> None:
-        """Let moving averages and learned control variates adapt to this model, which stays as it is; then hold them
-        still, so that draws are independent."""
+        """Let moving averages and learned control variates adapt to this model, which stays as it is, on the other
+        images in turn; then hold them still, so that draws are independent."""
         own = [p for p in estimator.parameters() if p.requires_grad]
         stateful = bool(own) or any(not name.endswith("temperature") for name, _ in estimator.named_buffers())
         optimizer = torch.optim.Adam(own, 1e-2) if own else None
-        for _ in range(steps if stateful else 0):
-            control_loss = self.draw(estimator, objective, 1)[1]
+        batches = self.others or (self.x,)
+        for step in range(steps if stateful else 0):
+            lab = Bench(self.model, batches[step % len(batches)], self.beta)
+            control_loss = lab.draw(estimator, objective, 1)[1]
             if optimizer is not None:
                 optimizer.zero_grad()
                 control_loss.backward(inputs=own)

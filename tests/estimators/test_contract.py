@@ -277,6 +277,28 @@ def test_straight_through_is_the_notes_formula() -> None:
     assert set(z.tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+def test_straight_through_takes_a_backward_temperature(kind: str) -> None:
+    """At 1 it is the method without, exact for linear costs; at 2 the backward pass alone is another, and biased."""
+    toy = problem(kind, "linear")
+
+    def draws(*overrides: str) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(0)
+        return toy.draws(make("straight_through", *overrides))
+
+    plain, one, two = (draws(*o) for o in ([], *([f"estimator.backward_temperature={t}"] for t in (1.0, 2.0))))
+    for a, b in zip(plain, one, strict=True):
+        torch.testing.assert_close(a, b)
+    assert worst(one[1], toy.exact()[1]) < THRESHOLD
+    assert torch.equal(plain[0], two[0])
+    assert worst(two[1], toy.exact()[1]) > 2 * THRESHOLD
+    z = toy.phi.clone().requires_grad_()
+    soft = (z / 2).softmax(-1) if kind == "categorical" else (z / 2).sigmoid()
+    slope = torch.autograd.functional.jacobian(lambda z: toy.f(z.flatten()[None, None], toy.theta[None])[0, 0], soft)
+    (expected,) = torch.autograd.grad(soft, z, slope)  # a linear cost has one slope, so every draw is the same
+    torch.testing.assert_close(two[1][0], expected)
+
+
 def test_leave_one_out_never_sees_its_own_sample() -> None:
     cost = torch.randn(4, 3, dtype=torch.float64)
     changed = cost.clone()
@@ -337,6 +359,8 @@ def test_errors_say_what_was_wanted() -> None:
         StraightThrough(samples=0)
     with pytest.raises(ValueError, match="LeaveOneOut needs samples=2 or more, got samples=1"):
         RLOO(samples=1)
+    with pytest.raises(ValueError, match="backward_temperature must be positive, got 0"):
+        StraightThrough(backward_temperature=0)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         GumbelSoftmax(temperature=0)
     gaussian = posterior("gaussian", torch.zeros(2, 2, 3))

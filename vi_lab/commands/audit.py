@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +117,10 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
 
     loader = datamodule.loader("train")
     loader.batch_size = config.audit.batch
-    x = next(iter(loader))[0].to(device)
-    bench = Bench(model.to(device), x, config.objective.get("beta", 1.0))
+    x, *others = (images.to(device) for images, _ in islice(loader, 1 + config.audit.warmup))
+    if config.audit.warmup and not others:
+        terminal.say("learned baselines adapt on the images that are measured: audit.batch leaves no others")
+    bench = Bench(model.to(device), x, config.objective.get("beta", 1.0), others)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         audit = Audit(bench, config.audit, config.seed, terminal, progress)
