@@ -8,10 +8,9 @@ import pickle
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, run
+from tests.support import SMALL, config, run, store
 from vi_lab import cli, find_runs, load_run
 from vi_lab.config import check_overrides
 from vi_lab.errors import ViLabError
@@ -98,9 +97,9 @@ def test_checkpoints_with_code(theirs: Path, command: str, kind: str, capsys: py
     if kind == "pickle":
         file.write_bytes(pickle.dumps(Payload()))
     elif kind == "torch":
-        torch.save(Payload(), file)
+        store(Payload(), file)
     else:
-        torch.save({**load_checkpoint(file), "callbacks": {"Checkpoints": Payload()}}, file)
+        store({**load_checkpoint(file), "callbacks": {"Checkpoints": Payload()}}, file)
     for other in ("previous.ckpt", "best.ckpt"):
         (theirs / "checkpoints" / other).unlink(missing_ok=True)
     extra = ["trainer.max_epochs=2"] if command == "train" else []
