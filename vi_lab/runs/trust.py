@@ -190,6 +190,20 @@ def refuse_links(folder: Path) -> None:
             inside(folder, str(path.relative_to(folder)))
 
 
+LARGEST_TEXT = 64 << 20
+
+
+def read_text(folder: Path, name: str) -> str:
+    """A text file of a run folder; see `read_bytes`.
+
+    Raises:
+        ViLabError: a link leads out of the folder.
+        ValueError: no regular file, larger than any of ours, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    return read_bytes(inside(folder, name), LARGEST_TEXT).decode("utf-8")
+
+
 def read_yaml(folder: Path, name: str) -> Any:
     """A YAML file of a run folder as plain Python.
 
@@ -197,7 +211,7 @@ def read_yaml(folder: Path, name: str) -> Any:
         ViLabError: it cannot be read.
     """
     try:
-        return yaml.load(inside(folder, name).read_text(encoding="utf-8"), _Loader)
+        return yaml.load(read_text(folder, name), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ViLabError(f"{folder / name}: cannot be read ({one_line(error)[:200]})") from error
 
@@ -205,7 +219,7 @@ def read_yaml(folder: Path, name: str) -> Any:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of a run folder; empty where the file is absent or damaged."""
     try:
-        data = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+        data = json.loads(read_text(folder, name))
     except (OSError, ValueError, RecursionError, ViLabError):
         return {}
     return data if isinstance(data, dict) else {}
