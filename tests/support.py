@@ -64,6 +64,14 @@ def train(folder: Path, *overrides: str) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
+def store(checkpoint: Any, file: Path) -> None:
+    """Write any object as a checkpoint file, digest included, with nothing kept of what stood there."""
+    from vi_lab.training.checkpoints import AtomicCheckpointIO
+
+    file.unlink(missing_ok=True)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
+
+
 def read_rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv as it stands."""
     return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))

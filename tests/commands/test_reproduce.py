@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL
+from tests.support import SMALL, store
 from vi_lab import cli
 from vi_lab.runs.trust import load_checkpoint
 
@@ -66,7 +66,7 @@ def test_says_that_weights_differ(copy: Path, capsys: pytest.CaptureFixture) -> 
     checkpoint = load_checkpoint(file)
     name = next(name for name in checkpoint["state_dict"] if name.startswith("decoder"))
     checkpoint["state_dict"][name].view(-1)[0] += 0.5
-    torch.save(checkpoint, file)
+    store(checkpoint, file)
     code, text = reproduce(capsys)
     assert code == 1
     assert f"weights of last.ckpt: differ by up to 0.5 (in {name})" in text

@@ -3,21 +3,23 @@ through every command that reads them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
-from tests.support import ESTIMATORS, SMALL, composed, config, run
+from tests.support import ESTIMATORS, SMALL, composed, config, run, store
 from vi_lab import __version__, cli, find_runs, load_run
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
-from vi_lab.runs.trust import check_targets, load_checkpoint
+from vi_lab.runs.run import Run
+from vi_lab.runs.trust import check_targets, load_checkpoint, read_bytes
 from vi_lab.schema import CONFIG_DIR
 
 COMMANDS = {
@@ -106,9 +108,9 @@ def test_checkpoints_with_code(theirs: Path, command: str, kind: str, capsys: py
     if kind == "pickle":
         file.write_bytes(pickle.dumps(Payload()))
     elif kind == "torch":
-        torch.save(Payload(), file)
+        store(Payload(), file)
     else:
-        torch.save({**load_checkpoint(file), "callbacks": {"Checkpoints": Payload()}}, file)
+        store({**load_checkpoint(file), "callbacks": {"Checkpoints": Payload()}}, file)
     for other in ("previous.ckpt", "best.ckpt"):
         (theirs / "checkpoints" / other).unlink(missing_ok=True)
     extra = ["trainer.max_epochs=2"] if command == "train" else []
@@ -144,6 +146,34 @@ def test_nothing_is_read_through_links(theirs: Path, capsys: pytest.CaptureFixtu
     (theirs / ".lock").symlink_to(Path("outside").resolve())
     with pytest.raises(ViLabError, match="a link"), hold(theirs):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_are_not_waited_for(theirs: Path) -> None:
+    def late(*_: object) -> None:
+        pytest.fail("waits for a pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for name in ("config_resolved.yaml", "environment.json", "status.json", "metrics.json", "metrics.csv",
+                     "timing.csv", "checkpoints/last.ckpt"):  # fmt: skip
+            file, aside = theirs / name, Path("aside")
+            file.rename(aside)
+            os.mkfifo(file)
+            signal.alarm(20)
+            for read in (lambda run: run.state, lambda run: run.config, lambda run: run.environment,
+                         lambda run: run.final, lambda run: run.metrics, lambda run: run.timing,
+                         lambda run: run.epoch_seconds, lambda run: run.model):  # fmt: skip
+                with contextlib.suppress(ViLabError):
+                    read(Run(theirs))
+            signal.alarm(0)
+            file.unlink()
+            aside.rename(file)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ValueError, match="more than 3 bytes"):
+        read_bytes(theirs / "metrics.csv", 3)
 
 
 @pytest.mark.parametrize("name", ["../../planted", "a/b", "..", "\x1b[2Jname"])

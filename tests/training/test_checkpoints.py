@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import config, read_rows, run
+from tests.support import config, read_rows, run, store
 from tests.training.crash import Crash, crashed, unequal
 from vi_lab import load_run
 from vi_lab.commands.resume import resume_run
@@ -67,6 +68,23 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(
     assert "last.ckpt: damaged" in out
     assert "the checkpoint before it is used" in out
     assert unequal(whole(*overrides), tmp_path / "killed") == []
+
+
+def test_every_flipped_bit_and_every_truncation_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    store({"state_dict": {"w": torch.randn(50), "b": torch.ones(3)}}, file)
+    whole = file.read_bytes()
+    assert set(torch.load(file, weights_only=True)["state_dict"]) == {"w", "b"}  # anybody can read it
+    chance = random.Random(0)
+    flips = [(chance.randrange(len(whole)), chance.randrange(8)) for _ in range(2000)]
+    flips += [(len(whole) - 1 - place, bit) for place in range(64) for bit in range(8)]
+    damaged = [whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :] for place, bit in flips]
+    damaged += [whole[:-cut] for cut in range(1, 65)] + [b"", whole + b"x"]
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(ViLabError, match=r"last\.ckpt: damaged") as refused:
+            load_checkpoint(file)
+        assert len(str(refused.value).splitlines()) == 1
 
 
 def test_all_checkpoints_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

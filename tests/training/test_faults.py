@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.support import SMALL, TIME_LIMIT, config, read_rows, run
+from tests.support import SMALL, TIME_LIMIT, config, read_rows, run, store
 from vi_lab import cli, load_run
 from vi_lab.errors import ViLabError
 from vi_lab.runs.trust import load_checkpoint
@@ -142,7 +141,7 @@ def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys:
     file = tmp_path / "checkpoints" / "last.ckpt"
     whole = load_checkpoint(file)
     for damaged in ({k: v for k, v in whole.items() if k != lacking}, {**whole, lacking: {"nonsense": 1}}):
-        torch.save(damaged, file)
+        store(damaged, file)
         capsys.readouterr()
         assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -43,7 +43,7 @@ def replacing(path: Path, keep: Path | None = None, durable: bool = False) -> It
     """
     beside = scratch(path)
     try:
-        with beside.open("xb") as file:  # never through a link
+        with beside.open("x+b") as file:  # never through a link
             yield file
             file.flush()
             if durable:

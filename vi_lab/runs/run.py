@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import statistics
 from collections.abc import Iterable
 from functools import cached_property
@@ -24,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.lock import is_held
-from vi_lab.runs.trust import check_stored, inside, load_checkpoint, read_json, read_yaml
+from vi_lab.runs.trust import check_stored, inside, load_checkpoint, read_json, read_text, read_yaml
 from vi_lab.schema import INCIDENTAL, has, leaves
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Run:
         import pandas
 
         try:
-            return pandas.read_csv(inside(self.folder, name))
+            return pandas.read_csv(io.StringIO(read_text(self.folder, name)))
         except (OSError, ValueError) as error:
             raise ViLabError(f"{self.folder / name}: cannot be read ({one_line(error)[:200]})") from error
 
@@ -139,8 +140,8 @@ class Run:
     def epoch_seconds(self) -> float:
         """Median wall time of an epoch, evaluation included; NaN where it is not known."""
         try:
-            with inside(self.folder, "timing.csv").open(encoding="utf-8", newline="") as lines:
-                return statistics.median(float(row["seconds"]) for row in csv.DictReader(lines))
+            lines = read_text(self.folder, "timing.csv").splitlines()
+            return statistics.median(float(row["seconds"]) for row in csv.DictReader(lines))
         except (OSError, ValueError, KeyError, TypeError, ViLabError):
             return nan
 

@@ -6,14 +6,16 @@ from outside the folder. All that is distrusted of a stranger's folder stands he
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
-import zipfile
+import stat
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -160,6 +162,23 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A whole file. What is none, such as a pipe, which would be waited for without end, is not read.
+
+    Raises:
+        ValueError: no regular file, or one of more than `limit` bytes.
+        OSError: it cannot be read.
+    """
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(number, "rb") as file:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise ValueError("not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    return data
+
+
 def refuse_links(folder: Path) -> None:
     """Before anything is written into a run folder that may be somebody else's.
 
@@ -171,6 +190,20 @@ def refuse_links(folder: Path) -> None:
             inside(folder, str(path.relative_to(folder)))
 
 
+LARGEST_TEXT = 64 << 20
+
+
+def read_text(folder: Path, name: str) -> str:
+    """A text file of a run folder; see `read_bytes`.
+
+    Raises:
+        ViLabError: a link leads out of the folder.
+        ValueError: no regular file, larger than any of ours, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    return read_bytes(inside(folder, name), LARGEST_TEXT).decode("utf-8")
+
+
 def read_yaml(folder: Path, name: str) -> Any:
     """A YAML file of a run folder as plain Python.
 
@@ -178,7 +211,7 @@ def read_yaml(folder: Path, name: str) -> Any:
         ViLabError: it cannot be read.
     """
     try:
-        return yaml.load(inside(folder, name).read_text(encoding="utf-8"), _Loader)
+        return yaml.load(read_text(folder, name), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ViLabError(f"{folder / name}: cannot be read ({one_line(error)[:200]})") from error
 
@@ -186,10 +219,33 @@ def read_yaml(folder: Path, name: str) -> Any:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of a run folder; empty where the file is absent or damaged."""
     try:
-        data = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+        data = json.loads(read_text(folder, name))
     except (OSError, ValueError, RecursionError, ViLabError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+SEAL = b"vi_lab sealed 1 "
+"""Begins the last bytes of a checkpoint file; the SHA-256 of all that stands before follows and ends it."""
+
+LARGEST_CHECKPOINT = 8 << 30
+
+
+def seal(file: BinaryIO) -> None:
+    """End a file, opened to be read and written, by its digest. In the file itself, so that a kill parts them never;
+    readers of zip archives, `torch.load` among them, pass over it."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    for part in iter(lambda: file.read(1 << 20), b""):
+        digest.update(part)
+    file.write(SEAL + digest.digest())
+
+
+def _unsealed(data: bytes) -> memoryview:
+    content = memoryview(data)[: -len(SEAL) - hashlib.sha256().digest_size]
+    if data[len(content) :] != SEAL + hashlib.sha256(content).digest():
+        raise ValueError("its digest is not that of its content")
+    return content
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
@@ -201,9 +257,8 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     import torch
 
     try:
-        if damaged := zipfile.ZipFile(file).testzip():  # torch does not compare the checksums that it writes
-            raise ValueError(f"{damaged} does not match its checksum")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        content = _unsealed(read_bytes(file, LARGEST_CHECKPOINT))  # torch compares no checksum
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ViLabError(f"{file}: there is no such checkpoint") from None
     except Exception as error:  # torch raises many kinds, with advice that does not fit here
