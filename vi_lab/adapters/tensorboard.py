@@ -5,8 +5,14 @@ Checked against tensorboard 2.21.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 EVENT_FILES = "events.out.tfevents.*"
 """Event files; they only ever grow."""
@@ -14,6 +20,23 @@ EVENT_FILES = "events.out.tfevents.*"
 
 class PortTaken(Exception):
     """Something listens at the port that was wanted."""
+
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def local_only(app: WSGIApplication) -> WSGIApplication:
+    """Answer only who asks for this machine by name: a page whose own name is made to point here (DNS rebinding) could
+    otherwise read the runs."""
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST", "").lower()
+        if host not in (f"{name}{end}" for name in LOCAL_NAMES for end in ("", f":{environ['SERVER_PORT']}")):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"only under the names of this machine\n"]
+        return app(environ, start_response)
+
+    return guarded
 
 
 def serve(logdir: str, host: str, port: int) -> str:
@@ -29,7 +52,11 @@ def serve(logdir: str, host: str, port: int) -> str:
         warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
         from tensorboard import default, program
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    board = program.TensorBoard(default.get_plugins())
+
+    def server(app: WSGIApplication, flags: argparse.Namespace) -> Any:
+        return program.create_port_scanning_werkzeug_server(local_only(app), flags)
+
+    board = program.TensorBoard(default.get_plugins(), server_class=server)
     board.configure(
         ("tensorboard",),
         logdir=logdir,
