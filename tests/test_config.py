@@ -47,8 +47,8 @@ def test_latent_presets_and_numbers() -> None:
 
 
 def test_temperature_and_samples_reach_where_they_are_used() -> None:
-    config = compose("temperature=0.5", "samples=3", "schedule=exponential")
-    assert config["schedule"]["start"] == config["estimator"]["temperature"] == 0.5
+    config = compose("temperature=0.7", "samples=3", "schedule=exponential")
+    assert config["schedule"]["start"] == config["estimator"]["temperature"] == 0.7
     assert config["estimator"]["samples"] == 3
     assert compose("estimator=rloo")["estimator"]["samples"] == 4  # its own default
     assert compose("estimator=rloo", "samples=2")["estimator"]["samples"] == 2

@@ -7,6 +7,8 @@ import math
 import pytest
 
 from vi_lab import schedules
+from vi_lab.config import check_overrides
+from vi_lab.errors import UserError
 
 
 def test_schedules() -> None:
@@ -24,6 +26,24 @@ def test_schedules() -> None:
         lambda: schedules.Constant(0),
         lambda: schedules.Exponential(rate=-1),
         lambda: schedules.Linear(steps=0),
+        lambda: schedules.Exponential(0.3, floor=0.5),  # would run at 0.5
+        lambda: schedules.Exponential(0.5, floor=0.5),
+        lambda: schedules.Cosine(0.5, 0.5),
     ):
         with pytest.raises(ValueError, match="schedule"):
             bad()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["temperature=0.3", "schedule=exponential"],
+            r"floor=0\.5: wanted below the start, temperature=0\.3",
+        ),
+        (["temperature=0.5", "schedule=cosine"], r"schedule\.end=0\.5: the schedule cannot move from temperature=0\.5"),
+    ],
+)
+def test_a_schedule_that_cannot_move_is_refused_at_once(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_overrides("train", ["estimator=gumbel_softmax", *overrides], False)

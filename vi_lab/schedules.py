@@ -42,6 +42,8 @@ class Linear:
 
     def __post_init__(self) -> None:
         _positive(self, "start", "end", "steps")
+        if self.start == self.end:
+            raise ValueError(f"schedule end={self.end} is its start: it cannot move; use a constant one")
 
     def __call__(self, step: int) -> float:
         """On the line until step `steps`, then `end`."""
@@ -59,6 +61,8 @@ class Exponential:
 
     def __post_init__(self) -> None:
         _positive(self, "start", "floor", "interval")
+        if self.floor >= self.start:
+            raise ValueError(f"schedule floor must lie below its start={self.start}, got {self.floor}")
         if self.rate < 0:
             raise ValueError(f"schedule rate must not be negative, got {self.rate}")
 

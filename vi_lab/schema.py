@@ -376,6 +376,12 @@ def check_parts(values: dict) -> None:
         raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
     if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
         raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
+    plan = values.get("schedule", {})
+    start = plan.get("start")
+    if plan.get("floor", 0) >= (start or float("inf")):
+        raise UserError(f"schedule.floor={plan['floor']}: wanted below the start, temperature={start}")
+    if start is not None and plan.get("end") == start:
+        raise UserError(f"schedule.end={start}: the schedule cannot move from temperature={start}")
     if "max_states" in estimator and kind is not None:
         states = latent.get("classes", 2) ** latent["variables"]
         if states > estimator["max_states"]:
