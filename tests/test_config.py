@@ -9,16 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import refusal
+from tests.support import composed, refusal
 from vi_lab.config import check_overrides, read_arguments, split_sweep
 from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, leaves
 
 GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "model")
-
-
-def compose(*overrides: str, multirun: bool = False) -> dict:
-    return check_overrides("train", list(overrides), multirun)[0]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -27,42 +23,42 @@ def test_every_choice_of_every_group_composes(group: str) -> None:
         # some need an estimator that takes them
         suited = {"latent": "reinforce", "latent/vq": "vq", "objective/relaxed": "concrete"}
         estimator = suited.get(f"{group}/{path.stem}", suited.get(group))
-        compose(f"{group}={path.stem}", *([f"estimator={estimator}"] if estimator else []))
+        composed(f"{group}={path.stem}", *([f"estimator={estimator}"] if estimator else []))
 
 
 def test_an_estimator_brings_model_and_latent() -> None:
-    assert compose("estimator=gaussian")["latent"]["_target_"].endswith("Gaussian")
-    assert compose("estimator=gaussian")["model"]["_target_"].endswith("GaussianVAE")
-    assert compose("estimator=rloo")["model"]["_target_"].endswith("ReinforceVAE")
+    assert composed("estimator=gaussian")["latent"]["_target_"].endswith("Gaussian")
+    assert composed("estimator=gaussian")["model"]["_target_"].endswith("GaussianVAE")
+    assert composed("estimator=rloo")["model"]["_target_"].endswith("ReinforceVAE")
     both = check_overrides("train", ["estimator=gaussian,gumbel_softmax,straight_through,reinforce"], multirun=True)
     assert [c["name"] for c in both] == ["gaussian", "gumbel_softmax", "straight_through", "reinforce"]
 
 
 def test_latent_presets_and_numbers() -> None:
-    assert compose("latent=30x10")["latent"] == compose("latent=categorical")["latent"]
-    latent = compose("latent=20x10")["latent"]
+    assert composed("latent=30x10")["latent"] == composed("latent=categorical")["latent"]
+    latent = composed("latent=20x10")["latent"]
     assert (latent["variables"], latent["classes"]) == (20, 10)  # always variables x classes
-    assert compose("estimator=gaussian", "latent=gaussian", "latent.dim=20")["latent"]["dim"] == 20
-    assert compose("latent=bernoulli", "latent.variables=50")["latent"]["variables"] == 50
+    assert composed("estimator=gaussian", "latent=gaussian", "latent.dim=20")["latent"]["dim"] == 20
+    assert composed("latent=bernoulli", "latent.variables=50")["latent"]["variables"] == 50
 
 
 def test_temperature_and_samples_reach_where_they_are_used() -> None:
-    config = compose("temperature=0.7", "samples=3", "schedule=exponential")
+    config = composed("temperature=0.7", "samples=3", "schedule=exponential")
     assert config["schedule"]["start"] == config["estimator"]["temperature"] == 0.7
     assert config["estimator"]["samples"] == 3
-    assert compose("estimator=rloo")["estimator"]["samples"] == 4  # its own default
-    assert compose("estimator=rloo", "samples=2")["estimator"]["samples"] == 2
+    assert composed("estimator=rloo")["estimator"]["samples"] == 4  # its own default
+    assert composed("estimator=rloo", "samples=2")["estimator"]["samples"] == 2
 
 
 def test_experiments_are_overridden_by_the_command_line() -> None:
-    config = compose("experiment=seed_gumbel", "trainer.max_epochs=3", "estimator=st_gumbel_softmax")
+    config = composed("experiment=seed_gumbel", "trainer.max_epochs=3", "estimator=st_gumbel_softmax")
     assert config["trainer"]["max_epochs"] == 3
     assert config["network"]["encoder"]["output_activation"] == "relu"
     assert config["name"] == "st_gumbel_softmax"
 
 
 def test_seed_gaussian_is_the_tutorial() -> None:
-    config = compose("experiment=seed_gaussian")
+    config = composed("experiment=seed_gaussian")
     assert config["network"]["encoder"]["hidden"] == [256, 128]
     assert config["optimizer"]["_target_"] == "torch.optim.SGD"
     assert (config["optimizer"]["lr"], config["latent"]["dim"], config["trainer"]["max_epochs"]) == (5e-3, 2, 20)
@@ -89,7 +85,7 @@ def test_mistakes_get_one_line_that_names_what_is_accepted(overrides: str, capsy
 
 def test_a_mistake_in_any_job_of_a_sweep_is_found_before_the_first_starts() -> None:
     with pytest.raises(UserError, match="gaussian does not work with a categorical latent"):
-        compose("estimator=straight_through,gaussian", "latent=30x10", multirun=True)
+        check_overrides("train", ["estimator=straight_through,gaussian", "latent=30x10"], multirun=True)
 
 
 def test_flags_may_stand_anywhere() -> None:
