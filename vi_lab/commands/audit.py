@@ -88,7 +88,8 @@ def candidates(config: DictConfig) -> dict[str, dict]:
     for name in wanted or shipped:
         if wanted and name not in shipped:
             raise UserError(f"audit.estimators: there is no {name} (one of {', '.join(shipped)})")
-        values = resolved(compose_job("train", [f"estimator={name}", f"temperature={config.temperature}"]))
+        shared = [f"temperature={config.temperature}", f"objective.beta={config.objective.get('beta', 1.0)}"]
+        values = resolved(compose_job("train", [f"estimator={name}", *shared]))
         accepted = values["compatible_latents"]
         if latent is None or latent in accepted:
             chosen[name] = values
