@@ -40,7 +40,7 @@ def imported() -> dict[str, str]:
             else:
                 continue
             for name in (name.partition(".")[0] for name in names):
-                if name not in sys.stdlib_module_names and name != "vi_lab":
+                if name not in {*sys.stdlib_module_names, "_typeshed", "vi_lab"}:  # type checkers bring _typeshed
                     found.setdefault(name, str(file.relative_to(ROOT)))
     return found
 

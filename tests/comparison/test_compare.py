@@ -526,7 +526,7 @@ def test_a_sweep_ends_with_its_comparison(
     table = out[out.index("digits, dynamic binarization") :]
     assert "rloo" in table
     assert "gumbel_softmax samples=4" in table
-    assert re.search(r"left out: .*2-rloo-s0 \(failed: .*LeaveOneOut needs samples=2", table)
+    assert re.search(r"left out: .*2-rloo-samples=1-s0 \(failed: .*LeaveOneOut needs samples=2", table)
     assert (folder / "comparison" / "comparison.html").is_file()
     rows = pandas.read_csv(folder / "comparison" / "comparison.csv").set_index("estimator")
     assert rows.loc["rloo", "decoder_evaluations"] == 4
