@@ -90,22 +90,6 @@ def commands_of(block: Block) -> list[list[str]]:
 COMMANDS = [(b.page, words) for b in BLOCKS if b.language == "sh" and not b.not_run for words in commands_of(b)]
 
 
-AWAITED = [
-    group
-    for group in ("logger", "callbacks", "lr_scheduler", "trainer", "paths", "estimator/family")
-    if not (CONFIGS / group).is_dir()
-]
-"""Groups that the pages describe and that are not there yet. Where one is missing its commands fail, under a name that
-begins with what they wait for. To go, with `label`, once the list is empty."""
-
-
-def label(page: Path, words: list[str]) -> str:
-    awaited = [group for group in AWAITED if any(word.startswith(f"{group}=") for word in words)]
-    if "estimator/family" in AWAITED and "conf" in words and "python" in words[0]:
-        awaited.append("own classes")
-    return f"{'AWAITS ' if awaited else ''}{' '.join(awaited)} {name(page)}: {' '.join(words)}".strip()
-
-
 def as_vi_lab(words: list[str]) -> list[str] | None:
     """The arguments of vi-lab; None where another program is called."""
     if words[0] == "vi-lab":
@@ -154,7 +138,10 @@ SWEEP_OF_ALL = "estimator=glob(*)"
 
 @pytest.mark.parametrize(
     ("page", "words"),
-    [pytest.param(p, w, id=label(p, w), marks=[pytest.mark.slow] if SWEEP_OF_ALL in w else []) for p, w in COMMANDS],
+    [
+        pytest.param(p, w, id=f"{name(p)}: {' '.join(w)}", marks=[pytest.mark.slow] if SWEEP_OF_ALL in w else [])
+        for p, w in COMMANDS
+    ],
 )
 def test_commands(page: Path, words: list[str], folder: Path, capsys: pytest.CaptureFixture) -> None:
     write_files(page, folder)
@@ -230,7 +217,7 @@ def test_scripts_parse(block: Block) -> None:
 PACKAGES = [page for page in PAGES if any(block.title.startswith("mypkg/") for block in blocks_of(page))]
 
 
-@pytest.mark.parametrize("page", PACKAGES, ids=lambda page: ("AWAITS own classes " if AWAITED else "") + name(page))
+@pytest.mark.parametrize("page", PACKAGES, ids=name)
 def test_classes_of_ones_own_train(
     page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -18,10 +18,6 @@ PLUGIN = ROOT / "examples" / "plugin"
 SMALL = ["trainer.max_epochs=1", "figures=false", "evaluation.samples=20", "accelerator=cpu", "threads=1",
          "network=mlp_small"]  # fmt: skip
 
-AWAITS = "" if (ROOT / "configs" / "estimator" / "family").is_dir() else "AWAITS own classes "
-"""In the names of the tests that fail as long as there are no families of estimators and own latents and data are not
-taken. To go once they are."""
-
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -69,7 +65,7 @@ CHOICES = {
 @pytest.mark.parametrize(
     "choice",
     [
-        pytest.param(choice, id=AWAITS + kind, marks=[] if kind == "estimator" else [pytest.mark.slow])
+        pytest.param(choice, id=kind, marks=[] if kind == "estimator" else [pytest.mark.slow])
         for kind, choice in CHOICES.items()
     ],
 )
