@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["VI_LAB_DATA"] = os.devnull + "/no-data"  # no test depends on what lies in ./data
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import write_idx
+from tests.support import config, run, write_idx
 
 REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -26,3 +28,16 @@ def real_mnist() -> Path:
     if not (REAL_DATA / "MNIST" / "raw").is_dir():
         pytest.skip(f"real MNIST is not in {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run of these overrides that nothing interrupts; trained once for all that is compared with it."""
+
+    @functools.cache
+    def trained(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        run(config(*overrides), folder)
+        return folder
+
+    return trained

@@ -75,9 +75,15 @@ def exit_at_ctrl_c() -> None:
 
 
 def test_ctrl_c_comes_as_it_was() -> None:
-    with pytest.raises(KeyboardInterrupt, match="mine"), lightning_adapter.ctrl_c_as_it_came():
+    with (
+        pytest.raises(KeyboardInterrupt, match="mine"),
+        lightning_adapter.signals_are_ours(lightning.Trainer(accelerator="cpu", logger=False)),
+    ):
         exit_at_ctrl_c()
-    with pytest.raises(SystemExit), lightning_adapter.ctrl_c_as_it_came():
+    with (
+        pytest.raises(SystemExit),
+        lightning_adapter.signals_are_ours(lightning.Trainer(accelerator="cpu", logger=False)),
+    ):
         sys.exit(3)
 
 

@@ -62,13 +62,8 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        pytest.param(choice, id=kind, marks=[] if kind == "estimator" else [pytest.mark.slow])
-        for kind, choice in CHOICES.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=list(CHOICES))
 def test_the_plugin(environment: dict[str, str], tmp_path: Path, choice: list[str]) -> None:
     """Train, evaluate, open: without --config-dir and without VI_LAB_TRUST."""
     python(environment, tmp_path, "-m", "vi_lab", "train", *choice, *SMALL, "hydra.run.dir=run")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
+from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +25,7 @@ from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run
 from vi_lab.errors import UserError
+from vi_lab.runs.files import claim
 from vi_lab.runs.lock import hold
 from vi_lab.runs.trust import load_checkpoint
 from vi_lab.training.checkpoints import Checkpoints
@@ -71,7 +78,70 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(
     assert [row["epoch"] for row in read_rows(folder)] == [str(n + 1) for n in range(epochs)]
 
 
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+class Finalizer:
+    """What is raised here Python only prints."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def within_a_library() -> None:
+    """C code makes an error of its own of whatever comes up in a callback."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt as error:
+        raise RuntimeError("initialization failed") from error
+
+
+MOMENTS = {  # -> what is called then, and at which call the signal comes
+    "start": ("vi_lab.training.session.build", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "start, made another error": ("vi_lab.training.session.build", 1, within_a_library),
+    "start, in a finalizer": ("vi_lab.training.session.build", 1, Finalizer),
+    "first step": ("vi_lab.models.VAE.training_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "last step of an epoch": ("vi_lab.models.VAE.training_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "validation": ("vi_lab.models.VAE.validation_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "last validation": ("vi_lab.models.VAE.validation_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "test": ("vi_lab.models.VAE.test_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "evaluation": ("vi_lab.training.session.evaluate_into", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "end": ("vi_lab.training.loggers.log_end", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    whole: Callable[..., Path],
+    moment: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where, wanted, send = MOMENTS[moment]
+    before, calls = resolve_name(where), []
+
+    def then(*args: object, **kwargs: object) -> object:
+        calls.append(where)
+        if len(calls) == wanted:
+            send()
+        return before(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, then)
+        assert cli.main(["train", *SMALL, "hydra.run.dir=run"]) == 143
+    err = capsys.readouterr().err
+    assert "interrupted by SIGTERM" in err
+    if "resume=" not in err:  # nothing had begun
+        assert moment.startswith("start")
+        assert not Path("run").exists()
+        return
+    assert load_run("run").state == "interrupted"
+    assert cli.main(["train", "resume=run"]) == 0
+    assert unequal(whole(), Path("run")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_an_interrupted_sweep_is_finished(
     tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -108,6 +178,41 @@ def test_folders_that_hold_something_are_not_written_over(
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert cli.main(["train", *SMALL, "seed=3", "hydra.run.dir=run"]) == 2
     assert "holds a run already; go on with resume=run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_commands_within_a_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clock = SimpleNamespace(now=lambda: datetime(2026, 1, 31, 12))
+    monkeypatch.setattr("hydra.core.utils.datetime", clock)
+    for seed in (0, 0, 0, 1):
+        assert cli.main(["train", *SMALL, "trainer.max_epochs=1", f"seed={seed}"]) == 0
+    names = sorted(path.name for path in Path("outputs/2026-01-31").iterdir())
+    assert names == [f"12-00-00-gumbel_softmax-{end}" for end in ("s0", "s0-2", "s0-3", "s1")]
+    with ThreadPoolExecutor() as pool:
+        assert len(set(pool.map(claim, [Path("one")] * 50))) == 50
+
+
+MISTAKES = {
+    "the data are too few": ["data.validation=100000"],
+    "Lightning's trainer": ["trainer.max_epochs=3", "+trainer.max_time=soon"],
+    "a callback without a logger": ["logger=[]", "callbacks=lr_monitor"],
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_leaves_no_folder(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", *SMALL, "hydra.run.dir=run"]
+    assert cli.main([*arguments, *overrides]) == 2
+    assert not Path("run").exists()
+    assert cli.main([*arguments, "trainer.max_epochs=1"]) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert cli.main(["train", "resume=run", "trainer.max_epochs=2", "accelerator.devices=0"]) == 2
     assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
 
 

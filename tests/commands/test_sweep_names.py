@@ -15,7 +15,11 @@ TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evalua
 
 
 @pytest.mark.parametrize(
-    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["basic", "joblib"]
+    "launcher",
+    [
+        pytest.param([], id="basic"),
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib", marks=pytest.mark.slow),
+    ],
 )
 def test_job_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: list[str]) -> None:
     monkeypatch.chdir(tmp_path)

@@ -100,6 +100,7 @@ def test_joblib_launcher_shares_out_the_cores(tmp_path: Path) -> None:
     assert len(list((tmp_path / "sweep").glob("*/metrics.json"))) == 2
 
 
+@pytest.mark.slow
 def test_ddp_trains_two_processes_on_disjoint_shards(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vi_lab", "train", *SMALL, "accelerator=ddp", "accelerator.accelerator=cpu"]
     command += ["data.batch_size=50", "hydra.run.dir=run"]

@@ -55,7 +55,9 @@ def test_every_picture_is_in_the_folder_and_in_tensorboard(tmp_path: Path, kind:
         assert (edge > 250).all()  # nothing is cut off
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-true", "64-true"))]
+)
 def test_precisions_of_the_trainer_draw(tmp_path: Path, precision: str) -> None:
     options = ["trainer.max_epochs=2", "figures_every_n_epochs=1", "data.validation=0", "data.test_every_epoch=true"]
     steps = image_steps(train(tmp_path, f"trainer.precision={precision}", "latent=1x10", *options))
@@ -87,7 +89,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert "figures" in err
 
 
-@pytest.mark.parametrize("name", ["gumbel_softmax", "nvil", "gaussian"])
+@pytest.mark.parametrize(
+    "name", ["gumbel_softmax", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nvil", "gaussian"))]
+)
 def test_drawing_does_not_change_a_bit_of_training(tmp_path: Path, name: str) -> None:
     plain = train(tmp_path / "plain", f"estimator={name}", "trainer.max_epochs=2", "figures=false")
     drawn = train(tmp_path / "drawn", f"estimator={name}", "trainer.max_epochs=2", "figures_every_n_epochs=1")

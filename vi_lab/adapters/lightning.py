@@ -1,4 +1,4 @@
-"""Lightning, beyond its public interface: its notices, its errors, and what it makes of Ctrl-C.
+"""Lightning, beyond its public interface: its notices, its errors, and what it makes of signals.
 
 Checked against lightning 2.6.
 """
@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["MisconfigurationException", "ctrl_c_as_it_came", "silence"]
+__all__ = ["MisconfigurationException", "signals_are_ours", "silence"]
 
 HARMLESS = (
     "The number of training batches",  # points in TensorBoard may span epochs
@@ -33,8 +34,12 @@ def silence() -> None:
 
 
 @contextmanager
-def ctrl_c_as_it_came() -> Iterator[None]:
-    """Lightning ends the process by SystemExit where a KeyboardInterrupt reaches it; this raises the original."""
+def signals_are_ours(trainer: lightning.Trainer) -> Iterator[None]:
+    """Lightning ends the process by SystemExit where a KeyboardInterrupt reaches it; this raises the original. At
+    SIGTERM its loops raise another SystemExit, wherever they are, before our checkpoint is written: of one process,
+    only our handler is called."""
+    if trainer.world_size == 1:
+        setattr(trainer._signal_connector, "_sigterm_notifier_fn", lambda number, frame: None)  # noqa: B010 (a method)
     try:
         yield
     except SystemExit as error:

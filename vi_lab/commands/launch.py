@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.errors import UserError
-from vi_lab.runs.files import CONFIG_FILE
+from vi_lab.runs.files import CONFIG_FILE, claim
 from vi_lab.runs.trust import check_loggers, check_targets
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.process import check_accelerators, main_process
@@ -42,9 +43,12 @@ def launch(name: str, task: Task, argv: list[str]) -> int:
         UserError: a mistake in the overrides, before anything heavy is imported.
     """
     arguments = read_arguments(argv)
-    if not only_asks(arguments):
-        checked(name, arguments)
-    hand_over(name, task, arguments)
+    if only_asks(arguments):
+        hand_over(name, task, arguments)
+        return 0
+    checked(name, arguments)
+    with _own_folder(name, arguments):
+        hand_over(name, task, arguments)
     return 0
 
 
@@ -62,23 +66,21 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
     for config in configs if resuming else []:
         check_targets(config, "resume")
         check_loggers(config, "resume")
-    if not resuming and main_process():
-        _check_folder(arguments.multirun)
     if not arguments.multirun:
-        hand_over("train", task, arguments)
+        with _own_folder("train", arguments):
+            hand_over("train", task, arguments)
         return 0
-    sweep = HydraConfig.get().sweep.dir
     subdir = swept_subdir(arguments.overrides)
-    arguments.overrides.append(f"hydra.sweep.dir={quote(sweep)}")  # its timestamp stays as it is resolved here
     if subdir is not None:
         arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")
-    try:
-        hand_over("train", task, arguments)
-    finally:
-        if Path(sweep).is_dir():
-            from vi_lab.comparison.publish import summarize
+    with nullcontext(Path(HydraConfig.get().sweep.dir)) if resuming else _own_folder("train", arguments) as sweep:
+        try:
+            hand_over("train", task, arguments)
+        finally:
+            if (sweep / "multirun.yaml").is_file():
+                from vi_lab.comparison.publish import summarize
 
-            summarize(Path(sweep))
+                summarize(sweep)
     return 0
 
 
@@ -99,13 +101,32 @@ def hand_over(name: str, task: Task, arguments: argparse.Namespace) -> None:
         raise abort.error from None
 
 
-def _check_folder(multirun: bool) -> None:
-    """Refuse to write over a run or a sweep. Before Hydra starts, which would write first."""
-    node = HydraConfig.get()  # of the last job that was composed
-    folder = Path(node.sweep.dir if multirun else node.run.dir)
-    if (folder / ("multirun.yaml" if multirun else CONFIG_FILE)).is_file():
-        kind = "sweep" if multirun else "run"
-        raise UserError(
-            f"{folder}: holds a {kind} already; go on with {shlex.quote(f'resume={folder}')}, "
-            f"or choose another hydra.{kind}.dir"
-        )
+@contextmanager
+def _own_folder(name: str, arguments: argparse.Namespace) -> Iterator[Path]:
+    """The folder that Hydra is told to write into, which holds nothing of another run or sweep. One that is named
+    after the time is made here, so that of two commands within a second each has its own.
+
+    Raises:
+        UserError: the user has chosen a folder that holds a run or a sweep.
+    """
+    kind = "sweep" if arguments.multirun else "run"
+    node = HydraConfig.get().sweep if arguments.multirun else HydraConfig.get().run  # of the last job that was composed
+    folder = Path(node.dir)
+    if not main_process():
+        yield folder
+        return
+    if (folder / ("multirun.yaml" if arguments.multirun else CONFIG_FILE)).is_file() and not _is_timed(node):
+        on = f"go on with {shlex.quote(f'resume={folder}')}, or " if name == "train" else ""
+        raise UserError(f"{folder}: holds a {kind} already; {on}choose another hydra.{kind}.dir")
+    if _is_timed(node):
+        folder = claim(folder)
+        arguments.overrides.append(f"hydra.{kind}.dir={quote(str(folder))}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it holds something, as it should
+            folder.rmdir()
+
+
+def _is_timed(node: Any) -> bool:
+    return "${now:" in OmegaConf.to_yaml(node)

@@ -14,7 +14,7 @@ from vi_lab.config import parse_values, plain, put_values
 from vi_lab.console import make_console
 from vi_lab.errors import Parser, UserError, ViLabError, printable
 from vi_lab.runs.environment import differences, threads_of
-from vi_lab.runs.files import write_json
+from vi_lab.runs.files import claim, write_json
 from vi_lab.runs.run import Run, load_run
 from vi_lab.runs.trust import check_loggers, load_checkpoint
 from vi_lab.schema import REPRODUCE, marked
@@ -55,10 +55,14 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
     config = run.config.copy()
     config.data.download = False  # nothing is fetched on the word of somebody else's folder
     put_values(config, values)
-    target = Path(output or f"outputs/reproduce/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.name}-s{config.seed}")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"--output {target}: the folder is not empty")
-    target.mkdir(parents=True, exist_ok=True)
+    if output is None:
+        now = time.strftime("%Y-%m-%d_%H-%M-%S")
+        target = claim(Path(f"outputs/reproduce/{now}-{config.name}-s{config.seed}"))
+    else:
+        target = Path(output)
+        if target.exists() and any(target.iterdir()):
+            raise UserError(f"--output {target}: the folder is not empty")
+        target.mkdir(parents=True, exist_ok=True)
     check_accelerators([plain(config)], multirun=False)
     check_loggers(plain(config), folder)
     config.threads = config.threads or threads_of(run.environment)  # another number gives other bits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -22,9 +23,24 @@ from typing import Any, BinaryIO
 CONFIG_FILE = "config_resolved.yaml"
 """What makes a folder a run folder."""
 
+LAST = Path("checkpoints", "last.ckpt")
+"""Where a run goes on from."""
+
 
 LEFTOVER = re.compile(r"\.[\w.-]+\.[0-9a-f]+\.tmp")
 """What `scratch` names; a kill before the rename leaves it."""
+
+
+def claim(folder: Path) -> Path:
+    """A folder that was not there, made for the caller alone: `folder`, or else with -2, -3 and so on behind its name.
+    Two runs that start within a second have the same time in their names."""
+    for number in itertools.count(1):
+        path = folder.with_name(f"{folder.name}-{number}") if number > 1 else folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError  # the numbers do not end
 
 
 def scratch(path: Path) -> Path:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from vi_lab.errors import Interrupted, one_line
-from vi_lab.runs.files import Status
-from vi_lab.runs.lock import hold
+from vi_lab.errors import Interrupted, UserError, one_line
+from vi_lab.runs.files import CONFIG_FILE, LAST, Status
+from vi_lab.runs.lock import LOCK, hold
 from vi_lab.training.process import main_process
 from vi_lab.training.signals import Stop
+
+BEFORE = {LOCK, ".hydra", "train.log"}
+"""What stands in a run folder before the run does anything."""
 
 
 def execute(config: DictConfig, folder: Path, hint: Path | None = None, **options: Any) -> float:
     """Train one model into `folder`, which no other process may work in meanwhile; even Ctrl-C and SIGTERM leave a
-    status. Returns what `Session.train` does.
+    status. What ends before it has begun, as by a user's mistake, leaves nothing, but in a sweep, whose comparison
+    lists the job.
 
     Args:
         config: a composed and checked train config.
         hint: the folder that the message on how to go on names, where it is not `folder`.
         options: see `vi_lab.training.session.Session`.
+
+    Returns:
+        what `Session.train` does.
 
     Raises:
         UserError: another process works in the folder.
@@ -34,7 +42,7 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _train(config, folder, **options)
     with hold(folder):
-        status = Status(folder)
+        status, fresh = Status(folder), not {path.name for path in folder.iterdir()} - BEFORE
         try:
             with Stop() as stop:
                 status.write("running")
@@ -45,8 +53,12 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))
-            if isinstance(error, Interrupted):
+            alone, begun = hint is None, (folder / CONFIG_FILE).is_file()
+            if isinstance(error, Interrupted) and (begun or not alone):
                 error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
+            vain = isinstance(error, UserError) and not (folder / LAST).exists()
+            if alone and fresh and (vain or not begun):
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
             raise
 
 

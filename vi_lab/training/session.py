@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from vi_lab.adapters.lightning import MisconfigurationException, ctrl_c_as_it_came
+from vi_lab.adapters.lightning import MisconfigurationException, signals_are_ours
 from vi_lab.audit import decoder_evaluations
 from vi_lab.build import build
 from vi_lab.console import image_bar, make_console
@@ -76,8 +76,11 @@ class Session:
         self.announce()
         checkpoint = self.rewind()
         self.trainer, self.recorder = build_trainer(self.config, self.folder, self.terminal, self.label, self.stop)
+        self.stop.serve("before training")
         self.fit(checkpoint)
-        self.trainer.test(self.model, self.datamodule, verbose=False)
+        with signals_are_ours(self.trainer):
+            self.trainer.test(self.model, self.datamodule, verbose=False)
+        self.stop.serve("after training")
         final = self.recorder.final
         if self.trainer.is_global_zero:
             final |= self.evaluate()
@@ -140,14 +143,13 @@ class Session:
         self.trainer.precision_plugin.convert_module(self.model)
         self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
         try:
-            with ctrl_c_as_it_came():
+            with signals_are_ours(self.trainer):
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint)
         except MisconfigurationException as error:
             raise UserError(one_line(error)) from error
         finally:
             self.stop.patient = False
-        if self.stop.requested:
-            raise Interrupted(self.stop.requested, "after the last epoch")
+        self.stop.serve("after the last epoch")
 
     def evaluate(self) -> dict[str, float]:
         """The evaluation at the end, on the trainer's device, written into the folder and logged: test/NAME for the

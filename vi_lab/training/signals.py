@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 
-from vi_lab.errors import Interrupted
+from vi_lab.errors import Interrupted, ViLabError
 
 
 class Stop:
     """Makes of the first SIGINT or SIGTERM a request, which is served when the step at hand is done.
 
-    Outside of training (`patient` is False), and at the second signal, it raises `Interrupted` at once.
+    Outside of training (`patient` is False), and at the second signal, it raises `Interrupted` at once. That may come
+    up anywhere: in a finalizer, which drops it, or within a library, which makes another error of it. So the stages of
+    a run ask with `serve`, and `Interrupted` takes the place of an error that a signal has caused.
     """
 
     def __init__(self) -> None:
@@ -30,10 +32,31 @@ class Stop:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, Exception) and self.requested is not None and _of_a_signal(error):
+            raise Interrupted(self.requested) from error
+
+    def serve(self, where: str = "") -> None:
+        """Stop here if a signal has asked for it.
+
+        Raises:
+            Interrupted: it has.
+        """
+        if self.requested is not None:
+            raise Interrupted(self.requested, where)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.requested = self.requested is None, number
         if not (self.patient and first):
             raise Interrupted(number)
-        # not print: the signal may have come in the middle of one
-        os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
+        with suppress(OSError):  # nobody reads it any more
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+
+def _of_a_signal(error: BaseException | None) -> bool:
+    """Whether an error is what a library has made of `Interrupted`, or one that nobody foresaw."""
+    if not isinstance(error, (ViLabError, OSError)):
+        return True
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
