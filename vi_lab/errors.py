@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -32,15 +34,22 @@ class Parser(argparse.ArgumentParser):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has stopped the run. Exit code 128 + its number: 130 for Ctrl-C, 143 for SIGTERM."""
+    """A signal has stopped the run. Exit code 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
 
-    def __init__(self, number: int, where: str = "") -> None:
-        super().__init__(" ".join(filter(None, ("interrupted by", signal.Signals(number).name, where))))
-        self.number, self.where = number, where
+    Args:
+        number: of the signal.
+        where: in training the run was then.
+        folder: with which `resume=` goes on.
+    """
+
+    def __init__(self, number: int, where: str = "", folder: Path | None = None) -> None:
+        self.number, self.where, self.folder = number, where, folder
         self.exit_code = 128 + number
+        hint = "" if folder is None else f"; go on with: vi-lab train {shlex.quote(f'resume={folder}')}"
+        super().__init__(" ".join(filter(None, ("interrupted by", signal.Signals(number).name, where))) + hint)
 
     def __reduce__(self) -> tuple:
-        return Interrupted, (self.number, self.where)  # parallel launchers send it between processes
+        return Interrupted, (self.number, self.where, self.folder)  # parallel launchers send it between processes
 
 
 def printable(value: object) -> str:

@@ -225,6 +225,7 @@ def test_two_processes_in_one_run_folder(
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with started(*command, stdin=subprocess.PIPE) as other:
         assert other.stdout.readline() == "held\n"
+        monkeypatch.setattr("vi_lab.training.execution.PATIENCE", 0.1)
         assert cli.main(["train", f"resume={tmp_path}/run", "trainer.max_epochs=2"]) == 2
         assert "another process is at work in this run folder" in capsys.readouterr().err
         (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
@@ -274,3 +275,27 @@ def test_what_differs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     (tmp_path / "environment.json").write_text(json.dumps(snapshot))
     resume_run(tmp_path, [])
     assert "packages.torch is " + torch.__version__.split("+")[0] + ", was 1.0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_parallel_sweep_ends_with_its_process_and_goes_on(
+    tmp_path: Path, name: str, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    epochs = "trainer.max_epochs=60"
+    jobs = ["seed=0,1", epochs, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=killed"]
+    with started(sys.executable, "-u", "-m", "vi_lab", "train", "-m", *SMALL, *jobs, stderr=subprocess.STDOUT) as sweep:
+        for line in sweep.stdout:
+            if "epoch 2/" in line:
+                break
+        sweep.send_signal(signal.Signals[name])
+        rest = sweep.communicate()[0]  # until the workers are gone too, which write there
+    if name != "SIGKILL":
+        assert sweep.returncode == 128 + signal.Signals[name], rest
+        assert f"interrupted by {name}; go on with: vi-lab train resume=killed" in rest
+    folders = sorted(Path("killed").glob("*-s*"))
+    assert {load_run(folder).state for folder in folders} <= {"interrupted", "completed"}
+    assert cli.main(["train", f"resume={tmp_path}/killed"]) == 0  # workers may be those of another test's folder
+    for seed, folder in enumerate(folders):
+        assert unequal(whole(epochs, f"seed={seed}"), folder) == []

@@ -21,6 +21,7 @@ from vi_lab.runs.files import CONFIG_FILE, claim
 from vi_lab.runs.trust import check_loggers, check_targets
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.process import check_accelerators, main_process
+from vi_lab.training.workers import StopSweep, settle
 
 Task = Callable[[DictConfig], Any]
 
@@ -75,8 +76,10 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")
     with nullcontext(Path(HydraConfig.get().sweep.dir)) if resuming else _own_folder("train", arguments) as sweep:
         try:
-            hand_over("train", task, arguments)
+            with StopSweep(sweep):
+                hand_over("train", task, arguments)
         finally:
+            settle(sweep)
             if (sweep / "multirun.yaml").is_file():
                 from vi_lab.comparison.publish import summarize
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,7 @@ from vi_lab.config import only_asks, read_arguments
 from vi_lab.errors import one_line
 from vi_lab.runs.run import finished
 from vi_lab.training.execution import execute
+from vi_lab.training.workers import work
 
 
 def main(argv: list[str]) -> int:
@@ -38,27 +40,30 @@ def _unquote(text: str) -> str:
 
 def task(config: DictConfig) -> float:
     """One job of Hydra's: what it is called and where it writes, then `execute`."""
-    job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    sweep = job.mode == RunMode.MULTIRUN
-    parallel = sweep and "BasicLauncher" not in job.launcher._target_
+    of_hydra = HydraConfig.get()
+    folder = Path(of_hydra.runtime.output_dir)
+    sweep = of_hydra.mode == RunMode.MULTIRUN
+    parallel = sweep and "BasicLauncher" not in of_hydra.launcher._target_
     resume, config.resume = config.resume is not None, None
     label = f"{folder.name}: " if parallel else ""
     try:
         if resume and (done := finished(folder)) is not None:
             print(f"{label}{folder} is completed")
             return done
-        return execute(
+        words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
+        job = partial(
+            execute,
             stored_config(folder, config) if resume else config,
             folder,
-            command=shlex.join(["vi-lab", "train", *(o for o in job.overrides.task if not o.startswith("resume="))]),
-            workers=job.launcher.get("n_jobs") or 1 if parallel else 1,
+            command=shlex.join(["vi-lab", "train", *words]),
+            workers=of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
             label=label,
             resume=resume,
-            hint=Path(job.sweep.dir) if sweep else None,
+            hint=Path(of_hydra.sweep.dir) if sweep else None,
         )
+        return work(job) if parallel else job()
     except BaseException as error:
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
-            print(f"vi-lab train: job {job.job.num} ({folder}) failed: {one_line(error)}", file=sys.stderr)
+            print(f"vi-lab train: job {of_hydra.job.num} ({folder}) failed: {one_line(error)}", file=sys.stderr)
             raise
         raise Abort(error) from None

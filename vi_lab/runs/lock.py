@@ -14,8 +14,11 @@ LOCK = ".lock"
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, patience: float = 0) -> Iterator[None]:
     """Keep other processes out of a run folder. The system frees it when this process ends, however it ends.
+
+    Args:
+        patience: seconds to wait for a process that has it.
 
     Raises:
         UserError: another process has it.
@@ -25,7 +28,7 @@ def hold(folder: Path) -> Iterator[None]:
         raise ViLabError(f"{folder / LOCK}: a link; it is not followed")
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise UserError(f"{folder}: another process is at work in this run folder") from None
     try:

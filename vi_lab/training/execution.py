@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -19,6 +18,10 @@ from vi_lab.training.signals import Stop
 
 BEFORE = {LOCK, ".hydra", "train.log"}
 """What stands in a run folder before the run does anything."""
+
+PATIENCE = 15.0
+"""Seconds that a resumed run waits for the process that has its folder: perhaps one that is about to stop, as the
+workers of a sweep whose process is gone."""
 
 
 def execute(config: DictConfig, folder: Path, hint: Path | None = None, **options: Any) -> float:
@@ -41,7 +44,7 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
     if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _train(config, folder, **options)
-    with hold(folder):
+    with hold(folder, PATIENCE if options.get("resume") else 0):
         status, fresh = Status(folder), not {path.name for path in folder.iterdir()} - BEFORE
         try:
             with Stop() as stop:
@@ -54,11 +57,11 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))
             alone, begun = hint is None, (folder / CONFIG_FILE).is_file()
-            if isinstance(error, Interrupted) and (begun or not alone):
-                error.args = (f"{error}; go on with: vi-lab train {shlex.quote(f'resume={hint or folder}')}",)
             vain = isinstance(error, UserError) and not (folder / LAST).exists()
             if alone and fresh and (vain or not begun):
                 shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
+            if isinstance(error, Interrupted) and (begun or not alone):
+                raise Interrupted(error.number, error.where, hint or folder) from error
             raise
 
 

@@ -19,6 +19,8 @@ class Stop:
     a run ask with `serve`, and `Interrupted` takes the place of an error that a signal has caused.
     """
 
+    signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
         self.requested: int | None = None
         self.patient = False
@@ -26,7 +28,7 @@ class Stop:
     def __enter__(self) -> Stop:
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-            self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {number: signal.signal(number, self._handle) for number in self.signals}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -48,6 +50,8 @@ class Stop:
         first, self.requested = self.requested is None, number
         if not (self.patient and first):
             raise Interrupted(number)
+        if signal.SIGINT not in self.signals:  # a worker: the sweep's process has said it
+            return
         with suppress(OSError):  # nobody reads it any more
             # not print: the signal may have come in the middle of one
             os.write(2, b"\nstopping after this step; once more stops at once\n")

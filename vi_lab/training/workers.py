@@ -1,0 +1,99 @@
+"""Jobs of a sweep in processes of their own: they stop when the sweep does, and do not outlive it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from vi_lab.errors import Interrupted
+from vi_lab.runs.files import write_json
+from vi_lab.runs.lock import is_held
+from vi_lab.runs.run import Run
+from vi_lab.training.signals import Stop
+
+GRACE = 10.0
+"""Seconds that a worker has to stop after its step once its parent is gone; then it ends as by a kill."""
+
+PATIENCE = 60.0
+"""Seconds that the sweep's process waits for the jobs to stop after their steps; then it ends them."""
+
+
+class StopSweep(Stop):
+    """In the process that starts a sweep's jobs: at the first SIGINT or SIGTERM it lets the jobs at work stop after
+    their steps, and raises `Interrupted`, which says how to go on; at the second it does so at once.
+
+    Args:
+        folder: of the sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.requested = self.requested is None, number
+        workers = multiprocessing.active_children() if first else []
+        if workers:
+            with suppress(OSError):
+                os.write(2, b"\nthe jobs stop after this step; once more stops at once\n")
+        for worker in workers:
+            with suppress(OSError):  # it has just ended
+                os.kill(worker.pid or 0, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while workers and time.monotonic() < deadline and any(map(is_held, self.folder.glob("*"))):
+            time.sleep(0.05)
+        raise Interrupted(number, folder=self.folder)
+
+
+def settle(folder: Path) -> None:
+    """Say of a sweep's jobs that were ended without a word that they were interrupted."""
+    for job in folder.glob("*"):
+        run = Run(job)
+        if run.state == "killed":
+            write_json(job / "status.json", {**run.status, "state": "interrupted", "reason": "ended with the sweep"})
+
+
+class _Worker:
+    """This process, where it works for the process of a sweep."""
+
+    parent: int | None = None
+    stopped: Interrupted | None = None
+
+
+def work(job: Callable[[], float]) -> float:
+    """Do a job in a worker process, which follows the process that has started it from now on.
+
+    Raises:
+        Interrupted: the sweep has stopped; then no other job is begun.
+    """
+    if _Worker.parent is None:
+        _Worker.parent = os.getppid()
+        Stop.signals = (signal.SIGTERM,)  # by which the parent says when to stop; a terminal sends Ctrl-C to all
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_follow, args=(_Worker.parent,), daemon=True).start()
+    if _Worker.stopped is not None:
+        raise _Worker.stopped
+    try:
+        return job()
+    except Interrupted as error:
+        _Worker.stopped = error
+        if os.getppid() != _Worker.parent:
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # nobody is left to be told
+        raise
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
