@@ -191,7 +191,7 @@ def suicide(kill: Kill, arguments: list[str]) -> int:
     return cli.main(["train", *arguments])
 
 
-def count(file: Path, arguments: list[str]) -> int:
+def counted_run(file: Path, arguments: list[str]) -> int:
     """`vi-lab train` in this process, and how often each moment came."""
     calls = dict.fromkeys(MOMENTS, 0)
     for moment in MOMENTS:
@@ -280,7 +280,7 @@ def main() -> int:
     if options.suicide:
         return suicide(Kill(*json.loads(options.suicide)), options.overrides)
     if options.count:
-        return count(options.count, options.overrides)
+        return counted_run(options.count, options.overrides)
     names = options.estimators.split(",")
     chance = random.Random(options.seed)
     chance.shuffle(names)  # where there are fewer kills than settings, each seed takes others
