@@ -17,6 +17,7 @@ COMMANDS = {
     "audit": ("vi_lab.commands.audit", "how biased and how noisy each estimator is, at the weights of a model"),
     "compare": ("vi_lab.commands.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
     "board": ("vi_lab.commands.board", "TensorBoard on this machine, over all runs below a folder"),
+    "share": ("vi_lab.commands.share", "copy runs without what tells whose machine they were made on"),
     "reproduce": ("vi_lab.commands.reproduce", "repeat a run from its folder alone and compare bit by bit"),
 }
 

@@ -241,6 +241,19 @@ def seal(file: BinaryIO) -> None:
     file.write(SEAL + digest.digest())
 
 
+def save_checkpoint(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint, digest included, into a file that is opened to be read and written.
+
+    Raises:
+        RuntimeError: a full disk, in the words of torch's zip writer.
+        OSError: it cannot be written.
+    """
+    import torch
+
+    torch.save(checkpoint, file)
+    seal(file)
+
+
 def _unsealed(data: bytes) -> memoryview:
     content = memoryview(data)[: -len(SEAL) - hashlib.sha256().digest_size]
     if data[len(content) :] != SEAL + hashlib.sha256(content).digest():

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from vi_lab.errors import Interrupted, ViLabError, one_line
 from vi_lab.models import VAE
 from vi_lab.runs.files import replacing, scratch
-from vi_lab.runs.trust import load_checkpoint, seal
+from vi_lab.runs.trust import load_checkpoint, save_checkpoint
 from vi_lab.training import loggers
 from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete, vae
 from vi_lab.training.signals import Stop
@@ -44,8 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with replacing(path, keep=path.with_name("previous.ckpt"), durable=True) as file:
-                torch.save(checkpoint, file)
-                seal(file)
+                save_checkpoint(checkpoint, file)
         except (RuntimeError, OSError) as error:  # torch's zip writer reports a full disk as a RuntimeError
             cause = error if isinstance(error, OSError) else error.__context__
             reason = cause.strerror if isinstance(cause, OSError) else one_line(error)[:200]
