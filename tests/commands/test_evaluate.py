@@ -55,10 +55,12 @@ def test_training_ends_with_the_same_evaluation(sweep: Path, capsys: pytest.Capt
     assert "test/loss_relaxed" not in read(sweep / "gaussian", "metrics.json")
     assert before["metrics"]["nll"] < before["metrics"]["negative_elbo"]
     assert abs(metrics["test/loss"] - before["metrics"]["negative_elbo"]) < 1
-    # the command repeats it to the last bit
-    (folder / "evaluation.json").unlink()
+    # the command repeats it to the last bit, into a file of its own
     assert cli.main([*EVALUATE, f"run={folder}"]) == 0
-    assert read(folder)["metrics"] == before["metrics"]
+    assert read(folder) == before
+    again = read(folder, "evaluations/test-last-K20.json")
+    assert again["metrics"] == before["metrics"]
+    assert (folder / "evaluations/test-last-K20.csv").read_bytes() == (folder / "units.csv").read_bytes()
     out = capsys.readouterr().out
     assert "test split of digits, 360 of 360 images, dynamic binarization, K = 20, last weights" in out
     assert "\x1b" not in out
@@ -86,10 +88,10 @@ def test_a_sweep_is_evaluated_run_by_run(sweep: Path, capsys: pytest.CaptureFixt
     assert "left out: sweep/damaged/checkpoints/last.ckpt: damaged" in out
     assert "val split of digits, 50 of 237 images" in out
     for name in ("gumbel_softmax", "gaussian", "vq"):
-        report = read(sweep / name)
+        report = read(sweep / name, "evaluations/val-last-K20-first50.json")
         assert (report["images"], report["split"]) == (50, "val")
         assert math.isfinite(report["metrics"]["negative_elbo"])
-    quantized = read(sweep / "vq")
+    quantized = read(sweep / "vq", "evaluations/val-last-K20-first50.json")
     assert quantized["samples"] == 1
     assert "nll" not in quantized["metrics"]
     assert "certain" in quantized["notes"][0]
@@ -97,10 +99,11 @@ def test_a_sweep_is_evaluated_run_by_run(sweep: Path, capsys: pytest.CaptureFixt
     for name in ("gumbel_softmax", "gaussian"):
         (sweep / name / "checkpoints" / "last.ckpt").unlink()
     assert cli.main([*EVALUATE, "run='sweep/g*'", "weights=best"]) == 0
-    assert read(sweep / "gaussian")["weights"] == "best"
+    assert read(sweep / "gaussian", "evaluations/test-best-K20.json")["weights"] == "best"
 
 
 def test_ctrl_c_keeps_what_is_done(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    before = read(sweep / "gaussian")
     original, calls = evaluation._block, 0
 
     def interrupted_block(*arguments: object) -> object:
@@ -112,7 +115,8 @@ def test_ctrl_c_keeps_what_is_done(sweep: Path, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(evaluation, "_block", interrupted_block)
     assert cli.main([*EVALUATE, "run=sweep/gaussian"]) == 130
-    report = read(sweep / "gaussian")
+    assert read(sweep / "gaussian") == before
+    report = read(sweep / "gaussian", "evaluations/test-last-K20-first100.json")
     assert report["interrupted"] is True
     assert (report["images"], report["images_wanted"]) == (100, 360)  # two blocks of 1,000 / 20
     assert math.isfinite(report["metrics"]["nll"])

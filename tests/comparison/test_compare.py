@@ -271,7 +271,7 @@ def test_the_evaluation_of_a_run_adds_columns(sweep: Path) -> None:
     assert "NLL" not in markdown(compared(sweep))
     for seed in range(3):
         metrics = {"nll": 95.0 + seed, "loss": 1.0}
-        evaluation = {"split": "test", "weights": "last", "samples": 5000, "metrics": metrics}
+        evaluation = {"split": "test", "weights": "last", "samples": 5000, "images": 360, "metrics": metrics}
         write_json(sweep / f"rloo-s{seed}" / "evaluation.json", evaluation)
         other = evaluation | {"weights": "best"}
         write_json(sweep / f"gaussian-s{seed}" / "evaluation.json", other)
@@ -281,7 +281,32 @@ def test_the_evaluation_of_a_run_adds_columns(sweep: Path) -> None:
     assert "96.00 ± 0.58" in text
     assert comparison.groups[2].metric("test/nll").empty  # of other weights than its losses
     assert "samples K per image (5000: rloo; 100: gumbel_softmax, gaussian)" in notes(comparison)
+    assert "test images (360: rloo; all: gumbel_softmax, gaussian)" in notes(comparison)
     assert comparison.groups[0].mean("test/loss") > 100  # of the end of training, as for the others
+
+
+def test_evaluations_with_equal_settings_are_compared(sweep: Path) -> None:
+    def write(estimator: str, name: str, nll: float, **settings: object) -> None:
+        whole = {"split": "test", "weights": "last", "samples": 100, "images": 360, "seed": 0} | settings
+        for seed in range(3):
+            folder = sweep / f"{estimator}-s{seed}"
+            (folder / "evaluations").mkdir(exist_ok=True)
+            write_json(folder / name, whole | {"metrics": {"nll": nll}})
+
+    for index, estimator in enumerate(("rloo", "gaussian", "gumbel_softmax")):
+        write(estimator, "evaluation.json", 100.0 + index)
+        write(estimator, "evaluations/quick.json", 200.0, images=100, samples=5000)
+        write(estimator, "evaluations/other.json", 300.0, split="val")
+    write("rloo", "evaluations/more.json", 50.0, samples=5000)
+
+    def nll() -> dict[str, float]:
+        return {group.estimator: group.mean("test/nll") for group in compared(sweep).groups}
+
+    assert nll() == {"rloo": 100, "gaussian": 101, "gumbel_softmax": 102}  # all images, of K = 100 all have it
+    for estimator in ("gaussian", "gumbel_softmax"):
+        write(estimator, "evaluations/more.json", 60.0, samples=5000)
+    assert nll() == {"rloo": 50, "gaussian": 60, "gumbel_softmax": 60}
+    assert "samples K" not in notes(compared(sweep))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`vi-lab evaluate`: `vi_lab.evaluation` on finished runs; writes evaluation.json and units.csv into their folders."""
+"""`vi-lab evaluate`: `vi_lab.evaluation` on finished runs; writes into their folders."""
 
 from __future__ import annotations
 
@@ -85,8 +85,9 @@ def evaluate_runs(config: DictConfig, overrides: list[str]) -> None:
     terminal.print(table_of_one(reports[0]) if single else table_of_many(evaluated, reports))
     for note in dict.fromkeys(note for report in reports for note in report["notes"]):
         terminal.say(f"note: {note}")
+    files = " or ".join(dict.fromkeys(report["file"] for report in reports))
     where = f"in {printable(evaluated[0].folder)}" if single else f"in each of the {len(evaluated)} run folders"
-    terminal.say(f"evaluation.json and units.csv are {where}")
+    terminal.say(f"{files} and a table of the latent variables beside it are {where}")
     if reports[-1]["interrupted"]:
         last = reports[-1]
         raise KeyboardInterrupt(
@@ -101,14 +102,14 @@ def _name(run: Run) -> str:
 
 
 def _evaluate(run: Run, config: DictConfig, terminal: Terminal, record: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate one run into its folder; returns what evaluation.json holds."""
+    """Evaluate one run into its folder; returns what is written."""
     refuse_links(run.folder)
     _prepare(run, config)
     run.model.to(record["device"])
     run.datamodule.setup()
-    settings = Settings(config.split, config.evaluation.samples, config.evaluation.images, config.seed)
+    settings = Settings(config.split, config.evaluation.samples, config.evaluation.images, config.seed, config.weights)
     bar = partial(image_bar, terminal, f"{_name(run)}: {config.split}")
-    return evaluate_into(run.folder, run.model, run.datamodule, settings, bar, {"weights": config.weights, **record})
+    return evaluate_into(run.folder, run.model, run.datamodule, settings, bar, record)
 
 
 def _prepare(stored: Run, config: DictConfig) -> None:

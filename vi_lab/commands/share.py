@@ -19,6 +19,7 @@ import yaml
 from vi_lab.adapters.tensorboard import EVENT_FILES
 from vi_lab.console import make_console
 from vi_lab.errors import Parser, UserError, printable
+from vi_lab.runs.evaluations import LATER
 from vi_lab.runs.files import CONFIG_FILE, replacing, write_bytes, write_json, write_text
 from vi_lab.runs.run import Run, find_runs
 from vi_lab.runs.trust import inside, load_checkpoint, read_bytes, read_json, read_text, read_yaml, save_checkpoint
@@ -84,10 +85,13 @@ def copy(run: Run, target: Path) -> None:
         config["data"]["root"] = "data"
     (target / "checkpoints").mkdir(parents=True)
     write_text(target / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    for name in RECORDS:
+    later = [file.relative_to(folder).as_posix() for file in sorted((folder / LATER).glob("*.*"))]
+    if later:
+        (target / LATER).mkdir()
+    for name in (*RECORDS, *(name for name in later if name.endswith(".json"))):
         if (folder / name).is_file():
             write_json(target / name, nameless({k: v for k, v in read_json(folder, name).items() if k != "pid"}))
-    for name in TABLES:
+    for name in (*TABLES, *(name for name in later if name.endswith(".csv"))):
         if (folder / name).is_file():
             write_text(target / name, read_text(folder, name))
     renamed = {}

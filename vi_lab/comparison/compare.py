@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vi_lab.comparison.groups import Comparison, Group, Record, Section, labels, read_record, show_value
+from vi_lab.comparison.groups import Comparison, Group, Record, Section, alike, labels, read_record, show_value
 from vi_lab.comparison.notes import SAME_LOSS, notes
 from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.run import Run
@@ -67,6 +67,9 @@ def _sections(groups: list[Group], reference: str | None, select: bool) -> list[
                 if (chosen := best.setdefault(group.estimator, group)) is not group:
                     chosen.rivals.append(group)
             members = list(best.values())
+        evaluated = iter(alike([record for group in members for record in group.records]))
+        for group in members:
+            group.records = [next(evaluated) for _ in group.records]
         sections.append(Section(_title(members[0].settings), members, members[0], selection))
     if reference is not None:
         section, group = _find(reference, sections)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,8 @@ import pandas
 
 from vi_lab.comparison.stats import Difference, mean_and_error, paired_difference
 from vi_lab.errors import ViLabError, one_line, printable
+from vi_lab.runs.evaluations import evaluations
 from vi_lab.runs.run import Run
-from vi_lab.runs.trust import read_json
 from vi_lab.schema import INCIDENTAL, has
 
 METRIC = re.compile(r"(train|val|test)/\w+", re.ASCII)
@@ -41,7 +41,9 @@ class Record:
     numbers: dict[str, float]
     """The final metrics, with `step`: all finite."""
     evaluation: dict[str, Any]
-    """evaluation.json, where it is of the last weights and all asked-for test images; otherwise empty."""
+    """The evaluation that the likelihood is of, see `alike`: of the last weights on test images; may be empty."""
+    evaluations: tuple[dict[str, Any], ...] = ()
+    """Those that there are to choose from."""
 
     @property
     def seed(self) -> int | str:
@@ -64,7 +66,8 @@ class Record:
 
     def likelihood(self, key: str) -> Any:
         """How the NLL was estimated: `samples` (K) per image, or `images`."""
-        return self.evaluation.get(key, self.run.settings.get(f"evaluation.{key}"))
+        value = self.evaluation.get(key, self.run.settings.get(f"evaluation.{key}"))
+        return "all" if value is None else value
 
     @property
     def images_per_step(self) -> int:
@@ -210,18 +213,43 @@ def read_record(run: Run) -> Record:
         raise ViLabError(one_line(error).removeprefix(f"{run.folder}/").removeprefix(f"{run.folder}: ")) from error
     if missing:
         raise ViLabError(f"config_resolved.yaml lacks {missing[0]}")
-    evaluation = read_json(run.folder, "evaluation.json")
-    whole = not evaluation.get("interrupted") and isinstance(evaluation.get("metrics"), dict)
-    if not whole or evaluation.get("split") != "test" or evaluation.get("weights", "last") != "last":
-        evaluation = {}
-    # `vi-lab evaluate` may have more samples of the likelihood; the losses stay those of the end of training
-    losses = {name: run.final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
-    later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
-    stored = {**run.final, **later, **losses}
-    numbers = {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
+    chosen = tuple(
+        report
+        for report in evaluations(run.folder)
+        if isinstance(report.get("metrics"), dict)
+        and (report.get("split"), report.get("weights", "last")) == ("test", "last")
+        and all(_is_number(report.get(name)) for name in ("samples", "images"))
+    )
+    record = Record(run, {}, {}, chosen)
+    numbers = _numbers(record, {})
     if "test/loss" not in numbers:
         raise ViLabError("metrics.json has no finite test/loss")
-    return Record(run, numbers, evaluation)
+    return replace(record, numbers=numbers)
+
+
+def _numbers(record: Record, evaluation: dict[str, Any]) -> dict[str, float]:
+    """The final metrics, with those of an evaluation; the losses stay those of the end of training."""
+    final = record.run.final
+    losses = {name: final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
+    later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
+    stored = {**final, **later, **losses}
+    return {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
+
+
+def alike(records: list[Record]) -> list[Record]:
+    """Each record with the best of its evaluations: of those whose settings all records have, or where there are none,
+    of its own. The best is of the most images, then of the most samples."""
+
+    def settings(report: dict[str, Any]) -> tuple:
+        return report["images"], report["samples"], str(report.get("seed"))
+
+    shared = set.intersection(*({settings(e) for e in record.evaluations} for record in records))
+    found = []
+    for record in records:
+        own = [e for e in record.evaluations if not shared or settings(e) in shared]
+        best = max(own, key=settings, default={})
+        found.append(replace(record, evaluation=best, numbers=_numbers(record, best)))
+    return found
 
 
 def labels(settings: list[dict[str, Any]]) -> list[str]:

@@ -1,7 +1,7 @@
 """The files of a run folder, written whole or not at all.
 
 config_resolved.yaml  environment.json  status.json  metrics.csv  metrics.json  timing.csv  evaluation.json  units.csv
-checkpoints/  figures/
+evaluations/  checkpoints/  figures/
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ class Session:
                 self.datamodule,
                 Settings("test", settings.samples, settings.images),
                 partial(image_bar, self.terminal, f"{self.label}evaluation: test"),
-                {"weights": "last", "command": None, "device": device.type, "threads": torch.get_num_threads()},
+                {"command": None, "device": device.type, "threads": torch.get_num_threads()},
+                final=True,
             )
         except KeyboardInterrupt:
             raise self._interrupted() from None
