@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 import scipy.stats
@@ -23,8 +25,9 @@ from vi_lab.commands.compare import default_folder
 from vi_lab.comparison import curves, groups, stats
 from vi_lab.comparison.compare import compare
 from vi_lab.comparison.documents import markdown
+from vi_lab.comparison.groups import Section
 from vi_lab.comparison.publish import show, summarize, write
-from vi_lab.comparison.tables import group_rows
+from vi_lab.comparison.tables import explanation, group_rows
 from vi_lab.console import Terminal
 from vi_lab.errors import UserError
 from vi_lab.runs import find_runs
@@ -150,6 +153,41 @@ def test_without_validation_the_test_loss_orders_and_that_is_said(tmp_path: Path
     assert comparison.sections[0].selection == "test/loss"
     assert comparison.sections[0].reference.name == "rloo"
     assert "ordered by the test loss itself, which flatters the best" in notes(comparison)
+
+
+def test_adjusted_intervals_allow_for_a_reference_that_luck_has_chosen() -> None:
+    """Six equal groups, the luckiest of which is the reference: how often does some interval leave zero out? In 400
+    trials at most 20 are to be expected of those that hold at once; more than 43 come once in 10^5 (binomial)."""
+    draws = np.random.default_rng(0).normal(size=(400, 6, 8))
+    missed = {False: 0, True: 0}
+    for adjusted in missed:
+        for trial in draws:
+            groups = [SimpleNamespace(metric=lambda _, v=v: pandas.Series(v), rivals=[]) for v in trial]
+            best = groups[int(trial.mean(1).argmin())]
+            section = Section("", groups, best, "val/loss", adjusted=adjusted)
+            found = [section.difference(group, "test/loss") for group in groups if group is not best]
+            missed[adjusted] += any(d.low > 0 or d.high < 0 for d in found)
+    assert missed[True] <= 43
+    assert missed[False] > 43  # each on its own
+
+
+def test_intervals_are_adjusted_on_demand(sweep: Path) -> None:
+    def of(**arguments: object) -> tuple[Section, str]:
+        comparison = compared(sweep, **arguments)
+        return comparison.sections[0], " ".join(explanation(comparison))
+
+    plain, text = of()
+    assert plain.confidence == 0.95
+    assert "some leave zero out by chance" in text
+    assert "the others look worse than they are; --reference names one" in text
+    adjusted, text = of(adjust=True)
+    assert adjusted.confidence == pytest.approx(1 - 0.05 / 3)  # pairs of three groups
+    assert "all of a table hold at once" in text
+    named, text = of(adjust=True, reference="rloo")
+    assert named.confidence == pytest.approx(1 - 0.05 / 2)
+    assert "luck" not in text
+    widths = [d.high - d.low for s in (plain, adjusted) if (d := s.difference(s.groups[2], "test/loss"))]
+    assert widths[0] < widths[1]
 
 
 def test_reference_by_name(sweep: Path) -> None:

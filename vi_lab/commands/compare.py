@@ -38,9 +38,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="*", metavar="PATH", help="run folders, sweep folders, patterns (outputs)")
     parser.add_argument("--reference", metavar="NAME", help="the group that others are held against (the best one)")
     parser.add_argument("--select", action="store_true", help="only the best setting of each estimator, by val/loss")
+    parser.add_argument("--adjust", action="store_true", help="intervals that hold all at once, not each on its own")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the files go (PATH/comparison)")
 
     arguments = parser.parse_args(argv)
-    comparison = compare(find_runs(arguments.paths or ["outputs"]), arguments.reference, arguments.select)
+    comparison = compare(
+        find_runs(arguments.paths or ["outputs"]), arguments.reference, arguments.select, arguments.adjust
+    )
     publish(comparison, arguments.output or default_folder(arguments.paths))
     return 0

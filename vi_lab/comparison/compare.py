@@ -16,13 +16,16 @@ from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.run import Run
 
 
-def compare(runs: Iterable[Run], reference: str | None = None, select: bool = False) -> Comparison:
+def compare(
+    runs: Iterable[Run], reference: str | None = None, select: bool = False, adjust: bool = False
+) -> Comparison:
     """Group, order and annotate runs.
 
     Args:
         runs: finished or not; the others are left out by name.
         reference: a group's or an estimator's name; None: the best group of each section.
         select: keep the best group of each estimator, by validation.
+        adjust: widen the intervals of the differences until all of a section hold at once.
 
     Raises:
         UserError: no run has finished, or no group has that name.
@@ -46,6 +49,8 @@ def compare(runs: Iterable[Run], reference: str | None = None, select: bool = Fa
     for group, name in zip(named, labels([group.settings for group in named]), strict=True):
         group.name = name
     sections = _sections(named, reference, select)
+    for section in sections:
+        section.adjusted = adjust
     result = Comparison(sections, left_out, selected=select)
     result.notes = list(notes(result))
     return result
@@ -73,7 +78,7 @@ def _sections(groups: list[Group], reference: str | None, select: bool) -> list[
         sections.append(Section(_title(members[0].settings), members, members[0], selection))
     if reference is not None:
         section, group = _find(reference, sections)
-        section.reference = group
+        section.reference, section.named = group, True
     return sections
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas
 
-from vi_lab.comparison.stats import Difference, mean_and_error, paired_difference
+from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error, paired_difference
 from vi_lab.errors import ViLabError, one_line, printable
 from vi_lab.runs.evaluations import evaluations
 from vi_lab.runs.run import Run
@@ -161,11 +161,25 @@ class Section:
     reference: Group
     selection: str
     """The metric that orders and selects: val/loss, or test/loss where nothing was held out."""
+    named: bool = False
+    """Whether the user has named the reference; else it is the group that the selection puts first."""
+    adjusted: bool = False
+    """Whether the intervals are to hold all at once."""
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval. Adjusted as Bonferroni does, over all differences that might have been looked at: from the
+        named reference, or between any two groups where the data have chosen it; settings that lost are groups, too."""
+        groups = sum(1 + len(group.rivals) for group in self.groups)
+        looked_at = groups - 1 if self.named else groups * (groups - 1) // 2
+        return 1 - (1 - CONFIDENCE) / max(1, looked_at) if self.adjusted else CONFIDENCE
 
     def difference(self, group: Group, metric: str) -> Difference | None:
         """Against the reference; None for the reference itself and where the metric is not there."""
         pair = group.metric(metric), self.reference.metric(metric)
-        return None if group is self.reference or any(m.empty for m in pair) else paired_difference(*pair)
+        return (
+            None if group is self.reference or any(m.empty for m in pair) else paired_difference(*pair, self.confidence)
+        )
 
 
 @dataclass

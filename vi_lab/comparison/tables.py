@@ -105,10 +105,17 @@ def explanation(comparison: Comparison) -> list[str]:
     else:
         sentences.append(f"Ordered by mean {selection}; the first of a table is its reference unless named otherwise.")
     if any(len(section.groups) > 1 for section in comparison.sections):
+        alone = "for each on its own: among many, some leave zero out by chance (--adjust widens them)"
+        all_of_them = "widened so that all of a table hold at once (Bonferroni)"
+        adjusted = comparison.sections[0].adjusted
         sentences.append(
-            f"Differences are paired by seed, with Student's {level} interval for each on its own: among many, some "
-            "leave zero out by chance."
+            f"Differences are paired by seed, with Student's {level} interval {all_of_them if adjusted else alone}."
         )
+        if not all(section.named or len(section.groups) == 1 for section in comparison.sections):
+            sentences.append(
+                f"The reference was chosen by {selection}, in part for the luck of its seeds, so that the others look "
+                "worse than they are" + (", which the widening allows for." if adjusted else "; --reference names one.")
+            )
     if comparison.has("test/nll"):
         samples = {str(record.likelihood("samples")) for group in comparison.groups for record in group.records}
         sentences.append(
@@ -149,6 +156,7 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
                 "section": csv_text(section.title),
                 "reference": csv_text(section.reference.name),
                 "selected_by": section.selection,
+                "confidence": section.confidence,
                 "settings_tried": 1 + len(group.rivals),
                 "seeds": len(group.seeds),
                 "seed_list": csv_text(printable(" ".join(map(str, group.seeds)))),
