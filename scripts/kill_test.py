@@ -70,7 +70,7 @@ MOMENTS = {  # -> what is called then
     "test": "vi_lab.models.VAE.test_step",
     "evaluation": "vi_lab.training.session.evaluate_into",
     "picture": "vi_lab.training.pictures.write_png",
-    "last words": "vi_lab.training.loggers.log_end",
+    "last words": "vi_lab.training.session.Session.finish",
     "report": "vi_lab.training.session.Session.report",
 }
 CODES = {

@@ -15,9 +15,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.support import SMALL, TIME_LIMIT, started
 from vi_lab import cli
+from vi_lab.commands import board
 
 
 def get(url: str, body: dict | None = None) -> object:
@@ -50,8 +52,7 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
             while time.monotonic() < end:  # it reads the events in the background, the final values last
                 groups = get(f"{url}data/plugin/hparams/session_groups", asked).get("sessionGroups", [])
                 final = [[metric["value"] for metric in group["metricValues"]] for group in groups]
-                # of two files of one second it reads .10 before .9, so one run may end with its first value, NaN
-                if len(groups) == 2 and any("NaN" not in values for values in final):
+                if len(groups) == 2 and all(len(values) == 5 for values in final):
                     break
                 time.sleep(0.1)
             runs = get(f"{url}data/runs")
@@ -64,12 +65,23 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
                 curves = get(f"{url}data/plugin/custom_scalars/scalars?{query}")
                 assert len(curves["tag_to_events"][tag]) == 2  # 12 steps, a point each 5
             assert {group["hparams"]["temperature"] for group in groups} == {0.5, 1.0}
-            assert any(len(values) == 5 and "NaN" not in values and min(values) > 0 for values in final)
+            assert all(len(values) == 5 and min(values) > 0 for values in final)
+            assert not [tag for tag in get(f"{url}data/plugin/scalars/tags")[runs[0]] if tag.startswith("hp")]
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
     assert process.returncode == 0
     assert out.strip() == "TensorBoard ended."
     assert "Traceback" not in err
+
+
+def test_a_single_run_has_its_name(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "0-rloo-s0")) as writer:
+        writer.add_scalar("train/loss", 1.0, 1)
+    url, _ = board.serve(tmp_path / "0-rloo-s0", port=0)
+    end = time.monotonic() + TIME_LIMIT
+    while not (runs := get(f"{url}data/runs")) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert runs == ["0-rloo-s0"]
 
 
 def test_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

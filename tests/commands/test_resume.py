@@ -104,7 +104,7 @@ MOMENTS = {  # -> what is called then, and at which call the signal comes
     "last validation": ("vi_lab.models.VAE.validation_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "test": ("vi_lab.models.VAE.test_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "evaluation": ("vi_lab.training.session.evaluate_into", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
-    "end": ("vi_lab.training.loggers.log_end", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "end": ("vi_lab.training.session.Session.finish", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
 }
 
 

@@ -51,7 +51,7 @@ def test_tensorboard_holds_both_losses_in_one_chart(tmp_path: Path) -> None:
     for tag in ("train/loss", "train/loss_unrelaxed", "train/relaxation_gap", "temperature"):
         assert [e.step for e in events.Scalars(tag)] == [5, 10, 15, 20]
     assert [e.step for e in events.Scalars("val/loss")] == [12, 24]
-    assert events.Scalars("hp/test/loss")[-1].value == pytest.approx(metrics["test/loss"])
+    assert events.Scalars("test/loss")[-1].value == pytest.approx(metrics["test/loss"])
     assert "custom_scalars__config__" in tags["tensors"]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"relaxed vs unrelaxed" in layout

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -29,10 +32,24 @@ def serve(folder: Path, port: int = PORT) -> tuple[str, bool]:
         raise UserError(f"{folder}: no such folder; give a run folder, a sweep folder, or outputs/")
     if next(folder.rglob(EVENT_FILES), None) is None:
         raise UserError(f"{folder}: no TensorBoard events below it; vi-lab train writes them into its run folders")
+    logdir = _named(folder.resolve())
     try:
-        return tensorboard.serve(str(folder), HOST, port), True
+        return tensorboard.serve(str(logdir), HOST, port), True
     except tensorboard.PortTaken:
-        return tensorboard.serve(str(folder), HOST, 0), False
+        return tensorboard.serve(str(logdir), HOST, 0), False
+
+
+def _named(folder: Path) -> Path:
+    """A folder to serve in which the runs have names: TensorBoard calls a run that it is pointed at `.`."""
+    if next(folder.glob(EVENT_FILES), None) is None:
+        return folder
+    beside = Path(tempfile.mkdtemp(prefix="vi_lab-board-"))
+    atexit.register(shutil.rmtree, beside, ignore_errors=True)
+    try:
+        (beside / folder.name).symlink_to(folder, target_is_directory=True)
+    except OSError:  # not every system lets everyone make links
+        return folder
+    return beside
 
 
 def main(argv: list[str]) -> int:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from vi_lab.adapters.tensorboard import EVENT_FILES
 from vi_lab.build import instantiate
@@ -22,7 +23,7 @@ from vi_lab.runs.files import write_json
 from vi_lab.runs.trust import read_json
 
 FINAL = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss", "test/nll")
-"""What TensorBoard's table of hyperparameters shows of a finished run."""
+"""What TensorBoard's table of hyperparameters shows beside them: the last point of each of these curves."""
 
 # one chart with both losses, in TensorBoard's "custom scalars" tab
 LAYOUT = {
@@ -112,25 +113,17 @@ def tensorboard(trainer: lightning.Trainer) -> SummaryWriter | None:
 
 
 def log_start(trainer: lightning.Trainer, folder: Path, hyperparameters: dict) -> None:
-    """What distinguishes the run; for TensorBoard also its charts and a row of its table, to be filled at the end."""
+    """What distinguishes the run; for TensorBoard also its charts and a row of its table."""
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(hyperparameters, {f"hp/{name}": math.nan for name in FINAL})
-        else:
-            logger.log_hyperparams(hyperparameters)
+        logger.log_hyperparams(hyperparameters)
     if (writer := tensorboard(trainer)) is not None:
+        # not by the logger, which would draw a curve of two points for each of the table's metrics
+        for summary in hparams(hyperparameters, dict.fromkeys(FINAL, math.nan)):
+            writer._get_file_writer().add_summary(summary)
         writer.add_custom_scalars(LAYOUT)
     kept_elsewhere = {kind: str(one.version) for one in trainer.loggers if (kind := type(one).__name__) in SERVICES}
     if kept_elsewhere and trainer.is_global_zero:
         write_json(folder / RECORD, kept_elsewhere)
-
-
-def log_end(trainer: lightning.Trainer, final: Mapping[str, float]) -> None:
-    """The final metrics of the row that `log_start` has opened in TensorBoard's table."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            row = {f"hp/{name}": final[name] for name in FINAL if name in final}
-            logger.log_metrics(row, trainer.global_step)
 
 
 def sizes(trainer: lightning.Trainer, folder: Path) -> dict[str, int]:

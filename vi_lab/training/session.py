@@ -187,7 +187,6 @@ class Session:
         # of the last row: Lightning counts an epoch that max_steps has cut short only where the run is resumed
         last = {name: self.recorder.rows[-1][name] for name in ("epoch", "step")}
         write_json(self.folder / "metrics.json", {**last, **final})
-        loggers.log_end(trainer, final)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
             if isinstance(callback, Pictures):
                 callback.finish(trainer, self.model)
