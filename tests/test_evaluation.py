@@ -198,6 +198,7 @@ def test_certain_posteriors_share_the_information_of_their_codes() -> None:
     codebook = torch.tensor([[0.0], [1.0], [2.0]])
     encoding = torch.tensor([0.1, 0.9, 1.1, 2.0, 2.1, 1.9]).reshape(6, 1, 1).expand(6, 2, 1)
     q = NearestCode(encoding, codebook)
+    assert repr(q) == "NearestCode()"
     entropy = sum(p * -math.log(p) for p in (1 / 6, 1 / 3, 1 / 2))
     information = mutual_information(*exponential_family(q, q.codes)).mean().item()
     assert information == pytest.approx(entropy)

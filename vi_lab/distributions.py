@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -405,6 +406,8 @@ class NearestCode(Distribution):
         codebook: (K, D), shared by the variables.
     """
 
+    arg_constraints: ClassVar[dict] = {}
+
     def __init__(self, encoding: Tensor, codebook: Tensor) -> None:
         self.encoding, self.codebook = encoding, codebook
         # (B, L) which code; distances stay in full precision, as near ties decide
@@ -429,6 +432,8 @@ class NearestCode(Distribution):
 
 class UniformCodes(Distribution):
     """`variables` independent draws from a codebook (K, D), each code as likely as the others: event (L, D)."""
+
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, codebook: Tensor, variables: int) -> None:
         self.codebook = codebook

@@ -406,3 +406,13 @@ def test_vq_errors() -> None:
         check_overrides("train", ["estimator=rloo", "latent=vq"], multirun=False)
     with pytest.raises(UserError, match="leave latent= out or use latent=vq"):
         check_overrides("train", ["estimator=vq", "latent=30x10"], multirun=False)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_number_may_be_written_over_a_temperature(learn: bool) -> None:
+    estimator = GumbelSoftmax(learn_temperature=learn).double()
+    estimator.temperature = 0.3
+    assert estimator.temperature.dtype == torch.float64
+    assert estimator.temperature.item() == pytest.approx(0.3, abs=1e-12)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        estimator.temperature = 0

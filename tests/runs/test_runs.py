@@ -47,6 +47,10 @@ def test_what_a_notebook_sees(folder: Path) -> None:
     assert not run.reconstruct(x).requires_grad
     with pytest.raises(ValueError, match="wanted images"):
         run.encode(torch.rand(5, 27, 27))
+    with pytest.raises(ValueError, match=r"wanted pixels in \[0, 1\], got 0 to 255"):
+        run.encode(torch.tensor([0.0, 255.0]).expand(28, 14, 2).reshape(28, 28))
+    assert [found.folder for found in find_runs(str(folder / "rloo"))] == [folder / "rloo"]
+    assert find_runs(folder)[0].folder.parent == folder
 
 
 def test_the_global_generator_is_left_alone(folder: Path) -> None:
@@ -75,8 +79,8 @@ def test_the_model_has_the_weights_of_the_run(folder: Path) -> None:
 def test_best_and_last(folder: Path) -> None:
     best, last = (load_run(folder / "rloo", weights=name).model.state_dict() for name in ("best", "last"))
     assert all(torch.equal(best[name], last[name]) for name in best)  # the last epoch was the best one here
-    with pytest.raises(ViLabError, match=r"first\.ckpt: there is no such checkpoint"):
-        _ = load_run(folder / "rloo", weights="first").model
+    with pytest.raises(UserError, match="weights='first': wanted last or best"):
+        load_run(folder / "rloo", weights="first")
 
 
 def test_finding_runs(folder: Path) -> None:

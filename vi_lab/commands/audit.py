@@ -203,10 +203,9 @@ class Audit:
         from vi_lab.estimators.base import temperature_of
 
         estimator, objective = self._parts(values)
-        held = temperature_of(estimator)
-        if held is None:
+        if temperature_of(estimator) is None:
             raise ValueError(f"{name} has no temperature")
-        held.fill_(temperature)
+        setattr(estimator, "temperature", temperature)  # noqa: B010 (declared by those that have one)
         measured = self._measure(f"{name} at temperature {temperature:g}", estimator, objective, encoder=False)
         self.sweep.append({"estimator": name, "temperature": temperature, **measured["logits"]._asdict()})
 

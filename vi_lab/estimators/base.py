@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,18 @@ class GradientEstimator(nn.Module, ABC):
         check_posterior(q)
         return super().__call__(q, checked(cost), context)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As of any module; a number for a temperature becomes a tensor like the one that it replaces.
+
+        Raises:
+            ValueError: the temperature is not positive.
+        """
+        if name.endswith("temperature") and isinstance(value, (int, float)):
+            held = getattr(self, name, None)
+            if isinstance(held, Tensor):
+                value = held.detach().new_tensor(positive(value, name))
+        super().__setattr__(name, value)
+
     @abstractmethod
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Estimate the expected cost under `q` and its gradient.
@@ -177,15 +189,24 @@ def temperature_of(module: nn.Module) -> Tensor | None:
     return temperature
 
 
+def positive(value: float, name: str) -> float:
+    """A number, checked.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
 def add_temperature(module: nn.Module, temperature: float, name: str = "temperature", learn: bool = False) -> None:
     """Give `module` a 0-d buffer that a schedule writes; or, to `learn`, a parameter that the loss moves in its log.
 
     Raises:
         ValueError: the temperature is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"{name} must be positive, got {temperature}")
-    value = torch.tensor(float(temperature))
+    value = torch.tensor(float(positive(temperature, name)))
     if learn:
         module.register_parameter(name, nn.Parameter(value))
         parametrize.register_parametrization(module, name, Exponential())

@@ -74,6 +74,9 @@ def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") 
     axes.set_xlabel(xlabel)
     axes.set_ylabel("nats per image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = axes.get_xlim()
+    if high - low < 1:  # a single epoch
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure

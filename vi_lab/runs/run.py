@@ -66,7 +66,16 @@ class Run:
     """One run folder. Everything is read when it is asked for; only the model needs torch."""
 
     def __init__(self, folder: str | Path, weights: str = "last") -> None:
-        """weights: `last` or `best`, the checkpoint of `model`."""
+        """Names a folder; nothing is read yet.
+
+        Args:
+            weights: `last` or `best`, the checkpoint of `model`.
+
+        Raises:
+            UserError: neither.
+        """
+        if weights not in ("last", "best"):
+            raise UserError(f"weights={weights!r}: wanted last or best")
         self.folder, self.weights = Path(folder), weights
 
     def __repr__(self) -> str:
@@ -200,6 +209,8 @@ class Run:
         shape = self.datamodule.shape
         if x.shape[-2:] != shape[-2:] or x.ndim not in (2, 3, 4):
             raise ValueError(f"wanted images (B, {', '.join(map(str, shape))}) in [0, 1], got {tuple(x.shape)}")
+        if not (x.min() >= 0 and x.max() <= 1):  # NaN is neither
+            raise ValueError(f"wanted pixels in [0, 1], got {x.min():g} to {x.max():g}")
         return x.reshape(-1, *shape).to(next(self.model.parameters()).dtype)
 
 
@@ -218,12 +229,14 @@ def load_run(folder: str | Path, weights: str = "last") -> Run:
     return run
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Every training run at or below `paths`: run folders, folders of them, or patterns such as outputs/*/*-rloo-*.
+def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
+    """Every training run at or below one or several `paths`: run folders, folders of them, or patterns such as
+    outputs/*/*-rloo-*.
 
     Raises:
         UserError: a path does not exist, or no run is found.
     """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     folders: list[Path] = []
     for path in map(str, paths):
         found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
