@@ -117,11 +117,11 @@ class GradientEstimator(nn.Module, ABC):
         Raises:
             ValueError: the temperature is not positive.
         """
-        if name.endswith("temperature") and isinstance(value, (int, float)):
-            held = getattr(self, name, None)
-            if isinstance(held, Tensor):
-                value = held.detach().new_tensor(positive(value, name))
-        super().__setattr__(name, value)
+        held = getattr(self, name, None) if name.endswith("temperature") else None
+        if isinstance(held, Tensor) and isinstance(value, (int, float)):
+            super().__setattr__(name, held.detach().new_tensor(positive(value, name)))
+        else:
+            super().__setattr__(name, value)
 
     @abstractmethod
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
