@@ -440,7 +440,8 @@ def check_parts(values: dict) -> None:
     if "max_states" in estimator and kind is not None:
         states = latent.get("classes", 2) ** latent["variables"]
         if states > estimator["max_states"]:
+            shown = f"{states:.3g}" if states < LARGEST else f"2^{states.bit_length() - 1} or more"
             raise UserError(
-                f"estimator {values['name']} sums over all states: this latent has {states:.3g}, more than "
+                f"estimator {values['name']} sums over all states: this latent has {shown}, more than "
                 f"estimator.max_states={estimator['max_states']}; use a smaller latent, such as latent=1x10 or 2x10"
             )

@@ -93,7 +93,8 @@ def _check_memory(config: DictConfig, model: VAE) -> None:
         hook.remove()
     weights, estimator = sum(p.numel() for p in model.parameters()), config.estimator
     copies = 4 if "Adam" in config.optimizer._target_ else 2
-    samples = estimator.get("samples", 1)
+    states = estimator.get("max_states") and config.latent.get("classes", 2) ** config.latent.variables
+    samples = states or estimator.get("samples", 1)  # of what sums over all states, they are the samples
     rows = samples * config.data.batch_size
     floats = copies * weights + rows * (width + (1 + estimator.get("inner_samples", 0)) * model.latent.size)
     needed = floats * (2 if "16" in str(config.trainer.precision) else 4)
