@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:
-    """`hydra.utils.instantiate`, with a constructor's complaint as the user's mistake, in one line."""
+    """`hydra.utils.instantiate`, with a constructor's complaint as the user's mistake, in one line.
+
+    Raises:
+        UserError: the node names no class, or the class refuses its arguments.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{node}: wanted a mapping with the _target_ of a class, as the groups of configs have it")
     try:
         return hydra.utils.instantiate(node, **arguments, _convert_="all")
     except InstantiationException as error:

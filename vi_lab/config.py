@@ -60,6 +60,8 @@ def _known_keys(path: str) -> str:
         keys += [] if node else ["experiment"]
     except Exception:  # only a hint: never a second error
         return ""
+    if key in keys:  # by default, that is
+        return " with these choices of groups"
     return f"{nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""
 
 
@@ -145,12 +147,18 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
                 for group, choice in config.hydra.runtime.choices.items()
                 if group != "experiment" and not group.startswith("hydra/")
             }
-            key = tuple(sorted((g, str(c)) for g, c in chosen.items()))
+            values = resolved(config)
+            # Hydra keeps no choices of groups that take several; their nodes are called as the shipped files are
+            listed = {
+                group: [key for key in values.get(group) or () if (CONFIG_DIR / group / f"{key}.yaml").is_file()]
+                for group in ("logger", "callbacks")
+            }
+            key = tuple(sorted((g, str(c)) for g, c in {**chosen, **listed}.items()))
             if key not in shipped:
                 groups = [f"{group}={choice}" for group, choice in chosen.items() if choice is not None]
+                groups += [f"{group}=[{','.join(names)}]" for group, names in listed.items() if names]
                 shipped[key] = resolved(compose_job(name, groups, config_dir))
                 HydraConfig.instance().set_config(config)
-            values = resolved(config)
             check(values, shipped[key])
             check_added(values, shipped[key])
             configs.append(values)
@@ -174,22 +182,28 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-TRAINER = {
-    "logger": "logger=",
-    "callbacks": "callbacks=",
-    "accelerator": "accelerator=",
-    "devices": "accelerator.devices=",
-    "strategy": "accelerator.strategy=",
-    "default_root_dir": "hydra.run.dir=",
-    "enable_progress_bar": "nothing: it would be a second display",
-    "enable_model_summary": "callbacks=[model_summary]",
-    "enable_checkpointing": "checkpoint.every_n_steps=",
-    "plugins": "nothing: exact resume needs ours",
-    "num_sanity_val_steps": "nothing: it would draw noise before training",
-    "barebones": "figures=false logger=[]",
-    "fast_dev_run": "trainer.max_steps=",
+NOT_TAKEN = {
+    "trainer.logger": "use logger=",
+    "trainer.callbacks": "use callbacks=",
+    "trainer.accelerator": "use accelerator=",
+    "trainer.devices": "use accelerator.devices=",
+    "trainer.num_nodes": "a run has one machine; use accelerator.devices=",
+    "trainer.strategy": "use accelerator.strategy=",
+    "trainer.default_root_dir": "use hydra.run.dir=",
+    "trainer.enable_progress_bar": "it would be a second display",
+    "trainer.enable_model_summary": "use callbacks=[model_summary]",
+    "trainer.enable_checkpointing": "use checkpoint.every_n_steps=",
+    "trainer.plugins": "exact resume needs ours",
+    "trainer.num_sanity_val_steps": "it would draw noise before training",
+    "trainer.barebones": "use figures=false logger=[]",
+    "trainer.fast_dev_run": "use trainer.max_steps=",
+    "optimizer.params": "they are the model's",
+    "optimizer.maximize": "the loss is minimized",
+    "optimizer.differentiable": "no gradient goes through a step",
+    "optimizer.capturable": "steps are not captured in a CUDA graph",
+    "lr_scheduler.scheduler.optimizer": "use optimizer=",
 }
-"""Arguments of lightning.Trainer that are not taken as `+trainer.KEY`, and what to use instead."""
+"""Arguments of other libraries that are not taken as `+NODE.KEY`: why, or what to use instead."""
 
 
 def check_added(values: dict, shipped: dict) -> None:
@@ -204,11 +218,12 @@ def check_added(values: dict, shipped: dict) -> None:
         node, _, key = path.rpartition(".")
         if path in known or key.startswith("_") or path.split(".")[0] not in OPEN:
             continue
-        if node == "trainer" and key in TRAINER:
-            raise UserError(f"+trainer.{key} is not taken; use {TRAINER[key]}")
+        if path in NOT_TAKEN:
+            raise UserError(f"+{path} is not taken; {NOT_TAKEN[path]}")
         accepted = _arguments("lightning.Trainer" if node == "trainer" else _target_of(values, node))
         if accepted is not None and key not in accepted:
-            raise UserError(f"{node} takes no {key}{nearest(key, accepted)} (keys: {', '.join(accepted)})")
+            keys = [name for name in accepted if f"{node}.{name}" not in NOT_TAKEN]
+            raise UserError(f"{node} takes no {key}{nearest(key, keys)} (keys: {', '.join(keys)})")
 
 
 def _target_of(values: dict, node: str) -> str | None:
@@ -228,8 +243,7 @@ def _arguments(target: str | None) -> list[str] | None:
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
-    hidden = TRAINER if target == "lightning.Trainer" else ("params", "optimizer")
-    return sorted(set(parameters).difference(hidden))
+    return sorted(parameters)
 
 
 def only_asks(arguments: argparse.Namespace) -> bool:

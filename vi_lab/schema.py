@@ -54,17 +54,41 @@ def _text(wanted: str) -> Rule:
     return Rule(lambda v: v is None or isinstance(v, str), wanted)
 
 
-POSITIVE = Rule(lambda v: _number(v) and 0 < v < float("inf"), "a number above 0")
-NOT_NEGATIVE = Rule(lambda v: _number(v) and 0 <= v < float("inf"), "a number of at least 0")
+def _whole(low: int, high: int) -> Rule:
+    return Rule(lambda v: _integer(v) and low <= v <= high, f"a whole number from {low:,} to {high:,}")
+
+
+def _between(low: float, high: float) -> Rule:
+    return Rule(lambda v: _number(v) and low <= v <= high, f"a number from {low:g} to {high:g}")
+
+
+def _list_of(rule: Rule, wanted: str, least: int = 0, most: int = 100) -> Rule:
+    return Rule(lambda v: isinstance(v, list) and least <= len(v) <= most and all(map(rule.holds, v)), wanted)
+
+
+# The upper ends are far beyond what anybody means: they are where slips such as 1e12 stop. What is within them and too
+# much for this machine is told by `vi_lab.training.rehearsal`.
+POSITIVE = _between(1e-6, 1e6)  # of temperatures and scales: beyond, their squares and exponentials leave float32
+WEIGHT = _between(0, 1e6)
 FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
-COUNT = Rule(lambda v: _integer(v) and v >= 1, "a whole number of at least 1")
-COUNT_OR_ZERO = Rule(lambda v: _integer(v) and v >= 0, "a whole number of at least 0")
-SIZES = Rule(lambda v: isinstance(v, list) and all(COUNT.holds(i) for i in v), "a list of whole numbers above 0")
+SIZE = _whole(1, 10**6)
+WIDTH = _whole(1, 10**5)
+STEPS = _whole(1, 10**9)
+STEPS_OR_ZERO = _whole(0, 10**9)
+LEARNING_RATE = _between(1e-30, 1e6)
+SEED = Rule(lambda v: _integer(v) and 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1")
+LARGEST = 2.0**128  # where float32 ends
+SIZES = _list_of(WIDTH, f"a list of whole numbers from 1 to {10**5:,}")
+BETAS = _list_of(FRACTION, "a list of two numbers in [0, 1), such as [0.9,0.999]", 2, 2)
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str), "text")
+DURATION = Rule(
+    lambda v: isinstance(v, str) and re.fullmatch(r"\d+(:\d\d){3}", v) is not None,
+    "days:hours:minutes:seconds in quotes, such as '00:12:00:00'",
+)
 PART = Rule(
-    lambda v: (_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
-    "a fraction above 0 and at most 1.0, or a whole number of batches",
+    lambda v: STEPS.holds(v) or (isinstance(v, float) and 0 < v <= 1),
+    f"a fraction above 0 and at most 1.0, or {STEPS.wanted}",
 )
 NAMES = Rule(
     lambda v: isinstance(v, list) and v != [] and all(isinstance(i, str) for i in v),
@@ -105,7 +129,7 @@ KEYS: dict[str, Key] = {
     "hydra.launcher.n_jobs": Key(TEXT, SWEEP),
     "hydra": Key(TEXT, AUDIT),
     "debug": Key(FLAG, _EVERYWHERE),
-    "threads": Key(_optional(COUNT), _EVERYWHERE),
+    "threads": Key(_optional(_whole(1, 1024)), _EVERYWHERE),
     "run": Key(_text("a run folder"), AUDIT),
     "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL),
     "weights": Key(_one_of("last", "best")),
@@ -118,25 +142,22 @@ KEYS: dict[str, Key] = {
         ),
         INCIDENTAL | AUDIT,
     ),
-    "seed": Key(
-        Rule(lambda v: _integer(v) and 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
-        INCIDENTAL | AUDIT | SHOWN,
-    ),
+    "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN),
     # data
     "data.source": Key(TEXT, SHOWN),  # of the shipped data sets; see `check_parts`
     "data.root": Key(_text("a folder"), _EVERYWHERE),
     "data.download": Key(FLAG, _EVERYWHERE),
-    "data.seed": Key(COUNT_OR_ZERO, INCIDENTAL),
-    "data.batch_size": Key(COUNT, SHOWN),
-    "data.eval_batch_size": Key(COUNT),
-    "data.validation": Key(COUNT_OR_ZERO),
+    "data.seed": Key(SEED, INCIDENTAL),
+    "data.batch_size": Key(SIZE, SHOWN),
+    "data.eval_batch_size": Key(SIZE),
+    "data.validation": Key(_whole(0, 10**6)),
     "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none"), SHOWN),
     "data.drop_last": Key(FLAG),
     "data.test_every_epoch": Key(FLAG),
     # the model
-    "latent.variables": Key(COUNT, SHOWN),
-    "latent.classes": Key(COUNT, SHOWN),
-    "latent.dim": Key(COUNT, SHOWN),
+    "latent.variables": Key(WIDTH, SHOWN),
+    "latent.classes": Key(_whole(2, 10**5), SHOWN),
+    "latent.dim": Key(WIDTH, SHOWN),
     "network.*.hidden": Key(SIZES, SHOWN),
     "network.*.channels": Key(SIZES, SHOWN),
     "network.*.activation": Key(ACTIVATION, SHOWN),
@@ -145,78 +166,99 @@ KEYS: dict[str, Key] = {
     "likelihood.learn_scale": Key(FLAG, SHOWN),
     # the bound and its gradient
     "objective.kl": Key(_one_of("analytic", "monte_carlo", "path"), SHOWN),
-    "objective.beta": Key(NOT_NEGATIVE, SHOWN),
-    "samples": Key(_optional(COUNT), SHOWN),
-    "estimator.samples": Key(COUNT),
-    "estimator.inner_samples": Key(COUNT),
+    "objective.beta": Key(WEIGHT, SHOWN),
+    "samples": Key(_optional(SIZE), SHOWN),
+    "estimator.samples": Key(SIZE),
+    "estimator.inner_samples": Key(SIZE),
     "estimator.learn_temperature": Key(FLAG),
     "estimator.backward_temperature": Key(_optional(POSITIVE)),
     "estimator.*temperature": Key(POSITIVE),
-    "estimator.beta": Key(NOT_NEGATIVE),
-    "estimator.gap": Key(NOT_NEGATIVE),
-    "estimator.eta": Key(NOT_NEGATIVE),
-    "estimator.hidden": Key(COUNT),
-    "estimator.max_states": Key(COUNT),
-    "estimator.top_k": Key(COUNT),
-    "estimator.chunk": Key(COUNT),
-    "estimator.commitment": Key(NOT_NEGATIVE),
+    "estimator.beta": Key(WEIGHT),
+    "estimator.gap": Key(WEIGHT),
+    "estimator.eta": Key(WEIGHT),
+    "estimator.hidden": Key(WIDTH),
+    "estimator.max_states": Key(SIZE),
+    "estimator.top_k": Key(SIZE),
+    "estimator.chunk": Key(SIZE),
+    "estimator.commitment": Key(WEIGHT),
     "estimator.baseline.decay": Key(FRACTION),
-    "estimator.baseline.hidden": Key(COUNT),
+    "estimator.baseline.hidden": Key(WIDTH),
     "estimator.baseline.normalize_variance": Key(FLAG),
     "temperature": Key(POSITIVE, SHOWN),
-    "schedule.rate": Key(NOT_NEGATIVE, SHOWN),
-    "schedule.steps": Key(COUNT, SHOWN),
-    "schedule.interval": Key(COUNT, SHOWN),
+    "schedule.rate": Key(_between(0, 1e3), SHOWN),
+    "schedule.steps": Key(STEPS, SHOWN),
+    "schedule.interval": Key(STEPS, SHOWN),
     "schedule.*": Key(POSITIVE, SHOWN),
     # the optimizer
-    "optimizer.lr": Key(POSITIVE, SHOWN),
+    "optimizer.lr": Key(LEARNING_RATE, SHOWN),
     "optimizer.momentum": Key(FRACTION),
-    "optimizer.weight_decay": Key(NOT_NEGATIVE, SHOWN),
-    "optimizer.betas": Key(Rule(lambda v: isinstance(v, list), "a list")),
+    "optimizer.weight_decay": Key(WEIGHT, SHOWN),
+    "optimizer.betas": Key(BETAS),
     "optimizer.fused": Key(FLAG),
     "lr_scheduler.interval": Key(_one_of("epoch", "step")),
-    "lr_scheduler.frequency": Key(COUNT),
+    "lr_scheduler.frequency": Key(STEPS),
     "lr_scheduler.monitor": Key(_optional(TEXT)),
+    "lr_scheduler.scheduler.step_size": Key(STEPS, SHOWN),
+    "lr_scheduler.scheduler.T_max": Key(STEPS, SHOWN),
+    "lr_scheduler.scheduler.patience": Key(STEPS_OR_ZERO, SHOWN),
+    "lr_scheduler.scheduler.gamma": Key(POSITIVE, SHOWN),
+    "lr_scheduler.scheduler.factor": Key(POSITIVE, SHOWN),
+    "lr_scheduler.scheduler.eta_min": Key(WEIGHT, SHOWN),
     "lr_scheduler.scheduler*": Key(None, SHOWN),
     # Lightning
     "accelerator.accelerator": Key(_one_of("cpu", "gpu", "cuda", "mps", "auto"), AUDIT),
-    "accelerator.devices": Key(COUNT, AUDIT),
+    "accelerator.devices": Key(_whole(1, 1024), AUDIT),
     "accelerator.strategy": Key(TEXT, AUDIT),
-    "trainer.max_epochs": Key(COUNT, RESUME | SHOWN),
+    "trainer.max_epochs": Key(STEPS, RESUME | SHOWN),
     "trainer.max_steps": Key(
-        Rule(lambda v: _integer(v) and (v >= 1 or v == -1), "a whole number above 0, or -1"),
+        Rule(lambda v: STEPS.holds(v) or (_integer(v) and v == -1), f"{STEPS.wanted}, or -1"),
     ),
     "trainer.precision": Key(
         Rule(lambda v: str(v) in PRECISIONS, "one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"),
     ),
     "trainer.gradient_clip_val": Key(_optional(POSITIVE)),
     "trainer.limit_*_batches": Key(PART),
-    "trainer.check_val_every_n_epoch": Key(COUNT),
-    "trainer.log_every_n_steps": Key(COUNT, RESUME),
+    "trainer.check_val_every_n_epoch": Key(STEPS),
+    "trainer.log_every_n_steps": Key(STEPS, RESUME),
     "trainer.deterministic": Key(FLAG),
+    "callbacks.*.patience": Key(STEPS_OR_ZERO),
+    "callbacks.*.min_delta": Key(WEIGHT),
+    "callbacks.*_threshold": Key(_optional(_between(-1e30, 1e30))),
+    "callbacks.*.max_depth": Key(_whole(-1, 100)),
     "callbacks*": Key(None),
     "logger": Key(None, RESUME | REPRODUCE | INCIDENTAL),  # the group's choice
     "logger.*": Key(None, INCIDENTAL),
     "paths.*": Key(TEXT, INCIDENTAL | AUDIT),
     "compatible_latents": Key(NAMES),
+    # what users add, where the library itself would find a mistake late or never
+    "optimizer.eps": Key(FRACTION),
+    "optimizer.dampening": Key(FRACTION),
+    "trainer.accumulate_grad_batches": Key(SIZE),
+    "trainer.val_check_interval": Key(PART),
+    "trainer.min_epochs": Key(_optional(STEPS)),
+    "trainer.min_steps": Key(_optional(STEPS)),
+    "trainer.max_time": Key(DURATION),
+    "trainer.detect_anomaly": Key(FLAG),
+    "trainer.inference_mode": Key(FLAG),
+    "trainer.benchmark": Key(_optional(FLAG)),
     # what is measured, drawn and kept
     "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL),
-    "figures_every_n_epochs": Key(_optional(COUNT), RESUME | INCIDENTAL),
+    "figures_every_n_epochs": Key(_optional(STEPS), RESUME | INCIDENTAL),
     "projector": Key(FLAG, RESUME | INCIDENTAL),
-    "evaluation.samples": Key(_optional(COUNT), RESUME | INCIDENTAL),
-    "evaluation.images": Key(_optional(COUNT), RESUME | INCIDENTAL),
-    "checkpoint.every_n_steps": Key(_optional(COUNT), RESUME | INCIDENTAL),
+    "evaluation.samples": Key(_optional(_whole(1, 10**7)), RESUME | INCIDENTAL),
+    "evaluation.images": Key(_optional(SIZE), RESUME | INCIDENTAL),
+    "checkpoint.every_n_steps": Key(_optional(STEPS), RESUME | INCIDENTAL),
     "audit": Key(TEXT, AUDIT),
     "audit.estimators": Key(_optional(NAMES), AUDIT),
-    "audit.samples": Key(Rule(lambda v: _integer(v) and v >= 40, "a whole number of at least 40"), AUDIT),
-    "audit.every_n_steps": Key(_optional(COUNT), AUDIT),
-    "audit.batch": Key(COUNT, AUDIT),
-    "audit.warmup": Key(COUNT_OR_ZERO, AUDIT),
-    "audit.max_states": Key(COUNT, AUDIT),
+    "audit.samples": Key(_whole(40, 10**7), AUDIT),
+    "audit.every_n_steps": Key(_optional(STEPS), AUDIT),
+    "audit.batch": Key(_whole(1, 10**4), AUDIT),
+    "audit.warmup": Key(_whole(0, 10**6), AUDIT),
+    "audit.max_states": Key(SIZE, AUDIT),
     "audit.reference_error": Key(POSITIVE, AUDIT),
-    "audit.reference_draws": Key(COUNT, AUDIT),
+    "audit.reference_draws": Key(SIZE, AUDIT),
     "audit.temperatures": Key(
-        Rule(lambda v: isinstance(v, list) and all(POSITIVE.holds(i) for i in v), "a list of numbers above 0"),
+        _list_of(POSITIVE, "a list of numbers from 1e-06 to 1e+06"),
         AUDIT,
     ),
 }
@@ -231,7 +273,7 @@ INNER = ("_target_", "_partial_", "compatible_latents", "model", "hydra")
 
 @cache
 def row(path: str) -> Key | None:
-    """The row of a key; None for `_target_` and its like, and for keys that users add to the `OPEN` nodes."""
+    """The row of a key; None for `_target_` and its like, and for most keys that users add to the `OPEN` nodes."""
     if path.rpartition(".")[2].startswith("_"):
         return None
     return next((key for pattern, key in KEYS.items() if fnmatchcase(path, pattern)), None)
@@ -314,8 +356,12 @@ def check(values: dict, shipped: dict) -> None:
     known = dict(leaves(shipped))
     for path, value in leaves(values):
         node, _, key = path.rpartition(".")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not abs(number) < LARGEST:
+                raise UserError(f"{path}={_show(value)}: wanted numbers that float32 can hold")
         if path not in known:
             if path.split(".")[0] in OPEN:
+                check_range(path, value)
                 continue
             if any(p.startswith(f"{path}.") for p in known):
                 raise UserError(f"{path}={_show(value)}: wanted a mapping")
@@ -334,6 +380,10 @@ def check(values: dict, shipped: dict) -> None:
 
 SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")
 """The shipped data sets."""
+
+
+WATCHABLE = tuple(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "reconstruction", "kl"))
+"""The metrics that Lightning's callbacks are given."""
 
 
 def latent_kind(values: dict) -> str | None:
@@ -363,8 +413,13 @@ def check_parts(values: dict) -> None:
     if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
         raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
     for path, metric in _watched(values):
-        if str(metric).startswith("val/") and not data["validation"]:
+        split = str(metric).partition("/")[0]
+        if split == "val" and not data["validation"]:
             raise UserError(f"{path}={metric}: nothing is held out (data.validation=0)")
+        if split == "test" and not data["test_every_epoch"]:
+            raise UserError(f"{path}={metric}: wanted a metric of every epoch; data.test_every_epoch=true makes it one")
+        if metric not in WATCHABLE and values["model"]["_target_"].startswith("vi_lab."):
+            raise UserError(f"{path}={_show(metric)}: wanted one of {', '.join(WATCHABLE)}")
     kind, accepted = latent_kind(values), values["compatible_latents"]
     if kind is not None and kind not in accepted:
         raise UserError(
@@ -385,7 +440,8 @@ def check_parts(values: dict) -> None:
     if "max_states" in estimator and kind is not None:
         states = latent.get("classes", 2) ** latent["variables"]
         if states > estimator["max_states"]:
+            shown = f"{states:.3g}" if states < LARGEST else f"2^{states.bit_length() - 1} or more"
             raise UserError(
-                f"estimator {values['name']} sums over all states: this latent has {states:.3g}, more than "
+                f"estimator {values['name']} sums over all states: this latent has {shown}, more than "
                 f"estimator.max_states={estimator['max_states']}; use a smaller latent, such as latent=1x10 or 2x10"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from vi_lab.errors import UserError
+
 VERSION_BASE = "1.3"
+
+MOST_JOBS = 10_000
+"""Of a sweep; each is composed and checked before the first starts, some five a second."""
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -45,7 +51,17 @@ def start(task: Callable[[Any], Any], arguments: argparse.Namespace, config_dir:
 
 
 def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:
-    """The jobs of a sweep as Hydra's basic sweeper makes them. Hydra must be initialized: glob(*) looks into groups."""
+    """The jobs of a sweep as Hydra's basic sweeper makes them. Hydra must be initialized: glob(*) looks into groups.
+
+    Raises:
+        UserError: they are more than anybody means.
+    """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(overrides), max_batch_size=None)
+    parsed, jobs = parser.parse_overrides(overrides), 1
+    for override in parsed:
+        if override.is_sweep_override():
+            jobs *= sum(1 for _ in islice(override.sweep_iterator(), MOST_JOBS + 1))
+        if jobs > MOST_JOBS:
+            raise UserError(f"{override.input_line}: wanted a sweep of at most {MOST_JOBS:,} jobs")
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]

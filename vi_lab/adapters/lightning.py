@@ -6,6 +6,7 @@ Checked against lightning 2.6.
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["MisconfigurationException", "signals_are_ours", "silence"]
+from vi_lab.errors import UserError, one_line
+
+__all__ = ["complaints", "signals_are_ours", "silence"]
 
 HARMLESS = (
     "The number of training batches",  # points in TensorBoard may span epochs
@@ -31,6 +34,28 @@ def silence() -> None:
         logging.getLogger(name).handlers.clear()
     for text in HARMLESS:
         warnings.filterwarnings("ignore", text)
+
+
+@contextmanager
+def complaints(about: str = "") -> Iterator[None]:
+    """What Lightning says of its arguments, at whatever time it finds out, as the user's mistake. It checks few of
+    them: where Python refuses in Lightning's own code what these came to, it is the same.
+
+    Args:
+        about: begins the message.
+
+    Raises:
+        UserError: Lightning does not take an argument, or parts do not suit each other.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"{about}{one_line(error)}") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__")).startswith("lightning."):
+            raise
+        raise UserError(f"{about}{one_line(error)}") from error
 
 
 @contextmanager

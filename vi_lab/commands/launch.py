@@ -47,7 +47,8 @@ def launch(name: str, task: Task, argv: list[str]) -> int:
     if only_asks(arguments):
         hand_over(name, task, arguments)
         return 0
-    checked(name, arguments)
+    configs = checked(name, arguments)
+    _rehearse([config for config in configs if "estimator" in config and config["run"] is None])
     with _own_folder(name, arguments):
         hand_over(name, task, arguments)
     return 0
@@ -67,6 +68,7 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
     for config in configs if resuming else []:
         check_targets(config, "resume")
         check_loggers(config, "resume")
+    _rehearse(configs)
     if not arguments.multirun:
         with _own_folder("train", arguments):
             hand_over("train", task, arguments)
@@ -92,6 +94,14 @@ def checked(name: str, arguments: argparse.Namespace) -> list[dict]:
     configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
     check_accelerators(configs, arguments.multirun)
     return configs
+
+
+def _rehearse(configs: list[dict]) -> None:
+    """Find what only constructors know, before there is a folder."""
+    if configs and main_process():
+        from vi_lab.training.rehearsal import rehearse  # seconds of imports, now that nothing else is wrong
+
+        rehearse(configs)
 
 
 def hand_over(name: str, task: Task, arguments: argparse.Namespace) -> None:

@@ -26,6 +26,10 @@ def check_accelerators(configs: list[dict], multirun: bool) -> None:
     kinds = {config["accelerator"]["accelerator"] for config in configs}
     if multirun and any("ddp" in str(config["accelerator"]["strategy"]) for config in configs):
         raise UserError("accelerator=ddp does not work in a sweep (-m): start its runs one by one")
+    for config in configs:
+        kind, devices, cores = (*map(config["accelerator"].get, ("accelerator", "devices")), os.cpu_count() or 1)
+        if kind == "cpu" and devices > cores:
+            raise UserError(f"accelerator.devices={devices}: wanted at most {cores}, the cores of this machine")
     if kinds & {"gpu", "cuda", "mps"}:
         import torch  # only now: the other mistakes are answered without it
 

@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from vi_lab.adapters.lightning import MisconfigurationException, signals_are_ours
+from vi_lab.adapters.lightning import complaints, signals_are_ours
 from vi_lab.audit import decoder_evaluations
 from vi_lab.build import build
 from vi_lab.console import image_bar, make_console
-from vi_lab.errors import Interrupted, UserError, one_line, printable
+from vi_lab.errors import Interrupted, UserError, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
@@ -78,7 +78,7 @@ class Session:
         self.trainer, self.recorder = build_trainer(self.config, self.folder, self.terminal, self.label, self.stop)
         self.stop.serve("before training")
         self.fit(checkpoint)
-        with signals_are_ours(self.trainer):
+        with complaints(), signals_are_ours(self.trainer):
             self.trainer.test(self.model, self.datamodule, verbose=False)
         self.stop.serve("after training")
         final = self.recorder.final
@@ -95,7 +95,10 @@ class Session:
 
     def record(self) -> None:
         """Write down what the run is made with. The first snapshot of a resumed run stays; what changed is added."""
-        self.datamodule.load()
+        batches = -(-len(self.datamodule.load().test_images) // self.config.data.eval_batch_size)
+        limit = self.config.trainer.limit_test_batches  # of the others Lightning says so before it trains
+        if isinstance(limit, float) and limit * batches < 1:
+            raise UserError(f"trainer.limit_test_batches={limit}: leaves nothing of {batches} test batches")
         data = {"source": self.config.data.source, "sha256": self.datamodule.checksum()}
         now = environment(self.command, self.device, data)
         if self.snapshot:
@@ -118,6 +121,8 @@ class Session:
         config, data = self.config, self.config.data
         images = len(self.datamodule.load().train_images) - data.validation
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
+        if self.model.estimator.multi_sample and self.model.estimator.samples == 1:
+            self.say("note: with one sample the importance-weighted bound is the ELBO")
         self.say(
             f"{config.name} seed {config.seed}: {self.model.latent} on {data.source} "
             f"({images} images, {data.binarization} binarization), {optimizer}, {self.device}, {self.threads} threads"
@@ -143,10 +148,8 @@ class Session:
         self.trainer.precision_plugin.convert_module(self.model)
         self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
         try:
-            with signals_are_ours(self.trainer):
+            with complaints(), signals_are_ours(self.trainer):
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint)
-        except MisconfigurationException as error:
-            raise UserError(one_line(error)) from error
         finally:
             self.stop.patient = False
         self.stop.serve("after the last epoch")

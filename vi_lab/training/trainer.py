@@ -9,11 +9,11 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from vi_lab.adapters.lightning import MisconfigurationException, silence
+from vi_lab.adapters.lightning import complaints, silence
 from vi_lab.build import instantiate
 from vi_lab.config import plain
 from vi_lab.console import Terminal
-from vi_lab.errors import UserError, one_line
+from vi_lab.errors import UserError
 from vi_lab.schema import SHOWN, has, leaves
 from vi_lab.training.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
 from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -34,7 +34,6 @@ def build_trainer(
     Raises:
         UserError: Lightning does not take an argument, or this machine lacks the device.
     """
-    silence()
     recorder = Recorder(folder, Temperature(instantiate(config.schedule)), hyperparameters(config))
     callbacks = [
         recorder.temperature,
@@ -44,23 +43,32 @@ def build_trainer(
         *[instantiate(node) for node in (config.get("callbacks") or {}).values()],
         _checkpoints(config, folder, recorder, stop or Stop()),
     ]
-    try:
-        trainer = lightning.Trainer(
+    trainer = make_trainer(
+        config,
+        default_root_dir=folder,
+        logger=make_loggers(config, folder),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+    )
+    return trainer, recorder
+
+
+def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
+    """Lightning's trainer with the arguments that the config has for it, and others.
+
+    Raises:
+        UserError: Lightning does not take an argument, or this machine lacks the device.
+    """
+    silence()
+    with complaints("accelerator or trainer: "):
+        return lightning.Trainer(
             **plain(config.accelerator),
             **plain(config.trainer),
-            default_root_dir=folder,
-            logger=make_loggers(config, folder),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            **{"logger": False, **arguments},
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"trainer: {one_line(error)}") from error
-    except MisconfigurationException as error:
-        raise UserError(f"accelerator or trainer: {one_line(error)}") from error
-    return trainer, recorder
 
 
 def _watchers(config: DictConfig, folder: Path, recorder: Recorder) -> list[Callback]:
