@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import shutil
@@ -17,9 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rich.progress import Progress
+from rich.table import Table
 
 from tests.support import ESTIMATORS, SMALL, composed, config, run, store
 from vi_lab import __version__, cli, find_runs, load_run
+from vi_lab.console import Terminal, Words
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
@@ -494,3 +498,31 @@ def test_a_strangers_run_folder_runs_nothing(
 def test_every_shipped_target_is_trusted() -> None:
     for name in ESTIMATORS:
         check_targets(composed(f"estimator={name}"), name)
+
+
+STEERING = "\x1b[2J\u202e[/bold]:smile:"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_strangers_words_are_shown_as_escapes(terminal: bool) -> None:
+    screen = io.StringIO()
+    console = Terminal(file=screen, force_terminal=terminal, width=200)
+    table = Table(STEERING, title=STEERING)
+    table.add_row(STEERING)
+    console.print(table)
+    console.say(STEERING)
+    with Progress(Words("{task.description}{task.fields[x]}"), console=console) as progress:
+        progress.add_task(STEERING, x=STEERING)
+    shown = screen.getvalue()
+    assert "\x1b[2J" not in shown
+    assert "\u202e" not in shown
+    assert shown.count(r"\x1b[2J\u202e[/bold]:smile:") >= 5
+
+
+def test_names_and_values_of_metrics(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    (theirs / "metrics.json").write_text(json.dumps({STEERING: 1.0, "test/loss": 1.5, "val/loss": 1}))
+    for command in ("reproduce", "compare"):
+        assert cli.main(COMMANDS[command]) in (0, 1)
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert "\u202e" not in captured.out + captured.err

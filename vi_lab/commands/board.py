@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vi_lab.adapters import tensorboard
 from vi_lab.adapters.tensorboard import EVENT_FILES
-from vi_lab.errors import Parser, UserError
+from vi_lab.errors import Parser, UserError, printable
 from vi_lab.runs.trust import inside
 
 HOST = "127.0.0.1"
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         url, wanted = serve(arguments.path, arguments.port)
         if not wanted:
             print(f"Port {arguments.port} is taken; using a free one.")
-        print(f"TensorBoard of {arguments.path}: {url}")
+        print(f"TensorBoard of {printable(arguments.path)}: {url}")
         print('"Custom scalars" lays relaxed over unrelaxed loss; "HParams" compares settings and final losses.')
         print("Ctrl-C ends it.", flush=True)
         threading.Event().wait()

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from vi_lab.config import parse_values, plain, put_values
@@ -85,7 +84,7 @@ def verdict(then: Run, now: Run) -> bool:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, (a, b) in metrics.items():
         difference = "" if a == b else "absent" if a is None or b is None else f"{b - a:.3g}"
-        table.add_row(escape(name), *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
+        table.add_row(name, *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
     curves = _same_text(then.folder, now.folder, "metrics.csv")
     same_metrics = all(a == b for a, b in metrics.values())
     changed = differences(then.environment, now.environment)

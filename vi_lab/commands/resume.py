@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vi_lab.config import parse_values, plain, put_values, quote, resolved
-from vi_lab.errors import UserError
+from vi_lab.errors import UserError, printable
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
 from vi_lab.runs.trust import check_loggers, check_stored, read_yaml, refuse_links
@@ -41,7 +41,7 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
     check_loggers(plain(config), f"resume={folder}")
     check_accelerators([plain(config)], multirun=False)
     if finished(folder) is not None and config.trainer.max_epochs <= epochs:
-        print(f"{folder} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
+        print(f"{printable(folder)} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
         return
     execute(config, folder, resume=True)
 
