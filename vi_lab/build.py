@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.config import explain, plain
 from vi_lab.errors import UserError, one_line
@@ -30,6 +31,8 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__
         raise UserError(f"{node._target_}: {one_line(cause)}" if cause else explain(error)) from error
+    except (OmegaConfBaseException, TypeError, ValueError, AttributeError, KeyError) as error:  # Hydra's, of a node
+        raise UserError(f"a part of the config cannot be made: {one_line(error)}") from error
 
 
 def build_estimator(node: DictConfig | dict) -> GradientEstimator:

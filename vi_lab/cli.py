@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-from vi_lab.errors import ViLabError, one_line
+from vi_lab.errors import ViLabError, one_line, printable
 from vi_lab.version import __version__
 
 COMMANDS = {
@@ -20,6 +20,9 @@ COMMANDS = {
     "share": ("vi_lab.commands.share", "copy runs without what tells whose machine they were made on"),
     "reproduce": ("vi_lab.commands.reproduce", "repeat a run from its folder alone and compare bit by bit"),
 }
+
+LONGEST = 2000
+"""Characters of a message: a value in it may be a stranger's."""
 
 USAGE = f"""vi-lab {__version__}: variational inference with continuous and discrete latent variables
 
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except ViLabError as error:
         if debug:
             traceback.print_exc()
-        print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
+        print(f"vi-lab {command}: {one_line(error)[:LONGEST]}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `vi-lab train --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,16 +72,16 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written, a file that is none
         if debug:
             traceback.print_exc()
-        print(f"vi-lab {command}: {one_line(error)}", file=sys.stderr)
+        print(f"vi-lab {command}: {one_line(error)[:LONGEST]}", file=sys.stderr)
         return 1
     except Exception as error:  # a mistake of ours, or in a class of the user's own
         if debug:
             traceback.print_exc()
         where = "" if debug else "; --debug shows where"
-        print(f"vi-lab {command}: {type(error).__name__}: {one_line(error)[:1000]}{where}", file=sys.stderr)
+        print(f"vi-lab {command}: {type(error).__name__}: {one_line(error)[:LONGEST]}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"vi-lab {command}: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"vi-lab {command}: {printable(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "exit_code", 130)
 
 

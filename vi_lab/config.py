@@ -164,7 +164,7 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
             configs.append(values)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
-    except (ValueError, TypeError, AssertionError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, AssertionError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         # Hydra's own, such as where a group is given a number, null or nothing
         raise UserError(f"{one_line(Exception(' '.join(job)))}: cannot be composed ({explain(error)})") from error
     return configs

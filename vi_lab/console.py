@@ -9,18 +9,48 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vi_lab.errors import printable
 
 PATIENCE = 30.0
 """Seconds between plain lines of progress where there is no terminal."""
 
 
 class Terminal(Console):
-    """A rich console with `say`, for text that is printed as it is."""
+    """A rich console on which text, in tables too, is what it says: it may hold a stranger's words. Markup is none,
+    and what would steer the terminal stands as escapes; style comes from `rich.text.Text`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Where rich makes text of each `str` that it prints."""
+        return super().render_str(_lines(text), **options)
 
     def say(self, text: object, style: str | None = None) -> None:
-        """Print text without highlighting or markup: it may hold a stranger's words. A log is not folded."""
-        self.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=not self.is_terminal)
+        """Print a line, or several. A log is not folded."""
+        self.print(str(text), style=style, soft_wrap=not self.is_terminal)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class Words(TextColumn):
+    """Text of a progress display, as `Terminal` shows it.
+
+    Args:
+        template: such as "{task.description}".
+    """
+
+    def __init__(self, template: str) -> None:
+        super().__init__(template, markup=False)
+
+    def render(self, task: Task) -> Text:
+        """The words of a task."""
+        return Text(printable(super().render(task).plain))
 
 
 def make_console(width: int = 140, **options: Any) -> Terminal:
@@ -37,7 +67,7 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
 def image_bar(terminal: Terminal, label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Progress over images: gives a function to be called with how many are done. A bar on a terminal, elsewhere a
     plain line every half minute."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (Words("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task(label, total=total)
         spoken = time.perf_counter()

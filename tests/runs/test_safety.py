@@ -4,23 +4,32 @@ through every command that reads them."""
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
 import pickle
 import shutil
 import signal
+import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from rich.progress import Progress
+from rich.table import Table
 
 from tests.support import ESTIMATORS, SMALL, composed, config, run, store
 from vi_lab import __version__, cli, find_runs, load_run
+from vi_lab.console import Terminal, Words
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
-from vi_lab.runs.trust import check_targets, load_checkpoint, read_bytes
+from vi_lab.runs.trust import check_targets, load_checkpoint, read_bytes, seal
 from vi_lab.schema import CONFIG_DIR
+from vi_lab.training.loggers import cut
 
 COMMANDS = {
     "train": ["train", "resume=theirs"],
@@ -119,6 +128,128 @@ def test_checkpoints_with_code(theirs: Path, command: str, kind: str, capsys: py
         _ = load_run(theirs).model
 
 
+def unsealed(file: Path) -> bytes:
+    return file.read_bytes()[:-48]
+
+
+def resealed(file: Path, content: bytes) -> None:
+    file.unlink()
+    with file.open("x+b") as sealed:
+        sealed.write(content)
+        seal(sealed)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "doubled", "longer", "protocol 4", "bytearray", "no archive"])
+def test_archives_that_are_larger_than_they_are(theirs: Path, kind: str) -> None:
+    file = theirs / "checkpoints" / "last.ckpt"
+    whole = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(unsealed(file))) as old, zipfile.ZipFile(whole, "w") as new:
+        for member in old.infolist():
+            content = old.read(member)
+            if member.filename.endswith("data.pkl"):
+                if kind == "longer":
+                    content = content.replace(b"K\x10", b"K\x11")  # 16 hidden units are 17
+                elif kind == "protocol 4":
+                    content = pickle.dumps({"state_dict": {}}, protocol=4)
+                elif kind == "bytearray":
+                    content = b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+            how = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+            new.writestr(member.filename, content, how)
+            if kind == "doubled" and member.filename.endswith("data.pkl"):
+                new.writestr(member.filename.upper(), content)
+    resealed(file, pickle.dumps({"state_dict": {}}) if kind == "no archive" else whole.getvalue())
+    with pytest.raises(ViLabError, match="damaged, or not a checkpoint"):
+        load_checkpoint(file)
+
+
+def _spoil(checkpoint: dict, path: str, value: object) -> None:
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("|")]
+    node = checkpoint
+    for part in parents:
+        node = node[part]
+    if value is Ellipsis:
+        del node[last]
+    else:
+        node[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("optimizer_states|0|state|0|exp_avg", torch.zeros(3)),
+        ("optimizer_states|0|state|0|exp_avg", torch.zeros(16, 784, dtype=torch.int64)),
+        ("optimizer_states|0|state|0|exp_avg", torch.zeros(1).expand(16, 784)),
+        ("optimizer_states|0|state|0|exp_avg", torch.zeros(16, 784).to_sparse()),
+        ("optimizer_states|0|state|0|exp_avg", torch.zeros(16, 784, device="meta")),
+        ("optimizer_states|0|state|0|exp_avg", torch.zeros(16, 784, dtype=torch.complex64)),
+        ("optimizer_states|0|state|0|step", 5),
+        ("optimizer_states|0|state|99", {}),
+        ("optimizer_states|0|state|0|exp_avg_sq", ...),
+        ("optimizer_states|0|param_groups|0|amsgrad", True),
+        ("optimizer_states|0|param_groups|0|lr", "fast"),
+        ("optimizer_states|0|param_groups|0|lr", float("nan")),
+        ("optimizer_states|0|param_groups|0|params", [0]),
+        ("optimizer_states", []),
+        ("state_dict|encoder.1.weight", "weights"),
+        ("state_dict|encoder.1.weight", ...),
+        ("loops|fit_loop", {}),
+        ("loops|fit_loop|epoch_progress|current|processed", -1),
+        ("loops|fit_loop|epoch_progress|current|processed", 10**30),
+        ("loops|fit_loop|epoch_progress|current|processed", 7),
+        ("loops|fit_loop|state_dict|combined_loader", [{"next_batch": "x"}]),
+        ("callbacks|Recorder|rows", [{"epoch": 1, "step": 12, "\x1b[2J[bold]": 1.0}]),
+        ("callbacks|Recorder|rows", [{"epoch": 1, "step": 12, "train/loss": "\x1b[2J"}]),
+        ("callbacks|Recorder|rows", "rows"),
+        ("callbacks|Checkpoints|events", ...),
+        ("callbacks|Checkpoints|best", None),
+        ("means|epoch|names", [1]),
+        ("means|window|total", torch.zeros(99)),
+        ("epoch", "1"),
+        ("global_step", ...),
+        ("pytorch-lightning_version", "new"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_no_run_of_this_config_writes(
+    theirs: Path, path: str, value: object, capsys: pytest.CaptureFixture
+) -> None:
+    file = theirs / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(io.BytesIO(unsealed(file)), weights_only=True)
+    _spoil(checkpoint, path, value)
+    store(checkpoint, file)
+    (theirs / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
+    assert "checkpoint" in (text := refused(capsys, *COMMANDS["train"], "trainer.max_epochs=2"))
+    assert "\x1b" not in text
+
+
+def test_weights_in_float64_are_not_rounded(tmp_path: Path) -> None:
+    run(config("trainer.max_epochs=1", "trainer.precision=64-true"), tmp_path / "run")
+    opened = load_run(tmp_path / "run")
+    stored = load_checkpoint(opened.checkpoint())["state_dict"]
+    assert all(torch.equal(stored[name], weights) for name, weights in opened.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "swept",
+    [
+        ["seed=range(0,100000000)"],
+        [f"+trainer.a{i}=range(0,10)" for i in range(12)],
+        ["optimizer.lr=range(0,1e12,0.1)"],
+        ["optimizer.lr=range(0,1,0.0)"],
+        ["seed=shuffle(range(0,100000000))"],
+        ["seed=int(range(0.0,1e9))"],
+    ],
+)
+def test_sweeps_without_end(tmp_path: Path, swept: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("theirs").mkdir()
+    sweep = OmegaConf.create(SWEEP)
+    sweep.hydra.overrides.task = swept
+    Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
+    for arguments in (["train", "resume=theirs"], ["train", "-m", *swept]):
+        text = refused(capsys, *arguments)
+        assert "more than 10,000" in text or "wanted range(" in text
+
+
 def test_nothing_is_written_through_links(theirs: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("figures", "hparams.yaml", ".lock", "checkpoints/best.ckpt", "train.log"):
         link = theirs / name
@@ -174,6 +305,61 @@ def test_pipes_are_not_waited_for(theirs: Path) -> None:
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ValueError, match="more than 3 bytes"):
         read_bytes(theirs / "metrics.csv", 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", [".lock", "metrics.csv", "events.out.tfevents.1", "hparams.yaml"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "hard link"])
+def test_nothing_is_written_into_what_is_no_file_of_the_folder(
+    theirs: Path, name: str, kind: str, capsys: pytest.CaptureFixture
+) -> None:
+    file = theirs / name
+    file.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(file))
+    else:
+        os.link("outside", file)
+    for arguments in (["train", "resume=theirs", "trainer.max_epochs=2"], COMMANDS["evaluate"]):
+        assert "link" in (text := refused(capsys, *arguments)) or "neither a file nor a folder" in text
+    with pytest.raises(ViLabError, match=r"it is not used") if name == ".lock" else contextlib.nullcontext():
+        cut(theirs, {name: 2})
+        with hold(theirs):
+            pass
+
+
+def test_a_circle_of_links(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    (theirs / "metrics.csv").unlink()
+    (theirs / "metrics.csv").symlink_to("metrics.csv")
+    assert load_run(theirs).final
+    with pytest.raises(ViLabError, match="cannot be read"):
+        _ = load_run(theirs).metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed: 1\n", "stand there twice"),
+        ("? [1, 2]\n: 3\n", "no text"),
+        ("extra: 2020-01-01\n", "of the kind date"),
+        ("extra: " + "9" * 4000 + "\n", "more than 64 bits"),
+        ("extra: " + "[" * 200 + "]" * 200 + "\n", "nested"),
+        ("extra: '" + "x" * 300_000 + "'\n", "more than 262,144 bytes"),
+        ("extra: \0\n", "cannot be read"),
+    ],
+)
+def test_yaml_that_is_none_of_ours(theirs: Path, text: str, reason: str, capsys: pytest.CaptureFixture) -> None:
+    file = theirs / "config_resolved.yaml"
+    file.write_text(file.read_text() + text)
+    assert reason in refused(capsys, *COMMANDS["train"])
+
+
+@pytest.mark.parametrize("text", ['{"state": NaN}', '{"state": ' + "9" * 4000 + "}", '{"state":' * 99 + "1" + "}" * 99])
+def test_json_that_is_none_of_ours(theirs: Path, text: str) -> None:
+    (theirs / "status.json").write_text(text)
+    assert Run(theirs).status == {}
 
 
 @pytest.mark.parametrize("name", ["../../planted", "a/b", "..", "\x1b[2Jname"])
@@ -312,3 +498,31 @@ def test_a_strangers_run_folder_runs_nothing(
 def test_every_shipped_target_is_trusted() -> None:
     for name in ESTIMATORS:
         check_targets(composed(f"estimator={name}"), name)
+
+
+STEERING = "\x1b[2J\u202e[/bold]:smile:"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_strangers_words_are_shown_as_escapes(terminal: bool) -> None:
+    screen = io.StringIO()
+    console = Terminal(file=screen, force_terminal=terminal, width=200)
+    table = Table(STEERING, title=STEERING)
+    table.add_row(STEERING)
+    console.print(table)
+    console.say(STEERING)
+    with Progress(Words("{task.description}{task.fields[x]}"), console=console) as progress:
+        progress.add_task(STEERING, x=STEERING)
+    shown = screen.getvalue()
+    assert "\x1b[2J" not in shown
+    assert "\u202e" not in shown
+    assert shown.count(r"\x1b[2J\u202e[/bold]:smile:") >= 5
+
+
+def test_names_and_values_of_metrics(theirs: Path, capsys: pytest.CaptureFixture) -> None:
+    (theirs / "metrics.json").write_text(json.dumps({STEERING: 1.0, "test/loss": 1.5, "val/loss": 1}))
+    for command in ("reproduce", "compare"):
+        assert cli.main(COMMANDS[command]) in (0, 1)
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert "\u202e" not in captured.out + captured.err

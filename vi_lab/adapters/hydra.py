@@ -6,9 +6,9 @@ Checked against hydra-core 1.3.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 
 from vi_lab.errors import UserError
 
 VERSION_BASE = "1.3"
-
 MOST_JOBS = 10_000
 """Of a sweep; each is composed and checked before the first starts, some five a second."""
 
@@ -54,14 +54,25 @@ def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep as Hydra's basic sweeper makes them. Hydra must be initialized: glob(*) looks into groups.
 
     Raises:
-        UserError: they are more than anybody means.
+        UserError: they are more than anybody trains; few words of an override can stand for any number.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    parsed, jobs = parser.parse_overrides(overrides), 1
-    for override in parsed:
-        if override.is_sweep_override():
-            jobs *= sum(1 for _ in islice(override.sweep_iterator(), MOST_JOBS + 1))
-        if jobs > MOST_JOBS:
-            raise UserError(f"{override.input_line}: wanted a sweep of at most {MOST_JOBS:,} jobs")
+    parsed = parser.parse_overrides(overrides)
+    jobs = math.prod({override.get_key_element(): _choices(override) for override in parsed}.values())
+    if jobs > MOST_JOBS:
+        raise UserError(f"the sweep has {jobs:,.0f} jobs, more than {MOST_JOBS:,}; leave some values out")
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
+
+
+def _choices(override: Override) -> float:
+    """How many values an override sweeps over, counted without making them."""
+    value = override.value() if override.is_sweep_override() else None
+    if isinstance(value, RangeSweep):
+        start, stop, step = value.start, value.stop, value.step
+        if start is None or stop is None or not step or not all(map(math.isfinite, (start, stop, step))):
+            raise UserError(f"{override.input_line}: wanted range(FIRST, BEFORE, STEP) of numbers, with a STEP but 0")
+        return max(0, math.ceil((stop - start) / step))
+    if isinstance(value, ChoiceSweep):
+        return len(value.list)
+    return 1  # an interval is refused, and glob(*) finds no more than there are files

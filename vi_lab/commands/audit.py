@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
+from rich.text import Text
 
 from vi_lab.build import build, build_estimator, instantiate
 from vi_lab.commands.launch import Abort, launch
 from vi_lab.config import compose_job, plain, resolved
-from vi_lab.console import Terminal, make_console
+from vi_lab.console import Terminal, Words, make_console
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
 from vi_lab.runs.files import CONFIG_FILE, Status, write_csv, write_json, write_text
@@ -122,7 +123,7 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
     if config.audit.warmup and not others:
         terminal.say("learned baselines adapt on the images that are measured: audit.batch leaves no others")
     bench = Bench(model.to(device), x, config.objective.get("beta", 1.0), others)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (Words("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         audit = Audit(bench, config.audit, config.seed, terminal, progress)
         try:
@@ -284,9 +285,9 @@ def table_of_logits(rows: list[dict]) -> Table:
         result.add_column(heading, justify="right", no_wrap=True)
     chosen = [row for row in rows if row["group"] == "logits"]
     for row in sorted(chosen, key=lambda row: (row["target"], row["mean_squared_error"])):
-        target = "" if row["target"] == "ELBO" else f" [dim]({row['target']})[/]"
+        target = "" if row["target"] == "ELBO" else f" ({row['target']})"
         result.add_row(
-            f"{row['estimator']}{target}",
+            Text.assemble(row["estimator"], (target, "dim")),
             f"{row['relative_bias']:.3f}",
             f"{row['relative_bias_low']:.3f} to {row['relative_bias_high']:.3f}",
             f"{row['variance']:.3g}",

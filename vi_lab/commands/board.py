@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vi_lab.adapters import tensorboard
 from vi_lab.adapters.tensorboard import EVENT_FILES
-from vi_lab.errors import Parser, UserError
+from vi_lab.errors import Parser, UserError, printable
+from vi_lab.runs.trust import inside
 
 HOST = "127.0.0.1"
 PORT = 6006
@@ -26,12 +27,17 @@ def serve(folder: Path, port: int = PORT) -> tuple[str, bool]:
         its address, and whether that has the port that was wanted.
 
     Raises:
-        UserError: there is nothing to show.
+        UserError: there is nothing to show, or something that is no file.
+        ViLabError: a link leads out of the folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a run folder, a sweep folder, or outputs/")
-    if next(folder.rglob(EVENT_FILES), None) is None:
+    files = list(folder.rglob(EVENT_FILES))
+    if not files:
         raise UserError(f"{folder}: no TensorBoard events below it; vi-lab train writes them into its run folders")
+    for file in files:  # TensorBoard would read whatever stands there
+        if not inside(folder, str(file.relative_to(folder))).is_file():
+            raise UserError(f"{file}: not a regular file; remove it")
     logdir = _named(folder.resolve())
     try:
         return tensorboard.serve(str(logdir), HOST, port), True
@@ -69,7 +75,7 @@ def main(argv: list[str]) -> int:
         url, wanted = serve(arguments.path, arguments.port)
         if not wanted:
             print(f"Port {arguments.port} is taken; using a free one.")
-        print(f"TensorBoard of {arguments.path}: {url}")
+        print(f"TensorBoard of {printable(arguments.path)}: {url}")
         print('"Custom scalars" lays relaxed over unrelaxed loss; "HParams" compares settings and final losses.')
         print("Ctrl-C ends it.", flush=True)
         threading.Event().wait()

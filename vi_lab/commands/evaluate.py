@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Table
 
 from vi_lab.commands.launch import Abort, launch
@@ -215,7 +214,7 @@ def table_of_many(runs: list[Run], reports: list[dict[str, Any]]) -> Table:
         with_error = ("nll", "negative_elbo")
         cells = [(_value if column in with_error else _plain)(metrics, column) for column in columns]
         result.add_row(
-            escape(f"{name} s{run.settings['seed']}"),
+            f"{name} s{run.settings['seed']}",
             f"{report['source']}/{report['binarization']}",
             *cells,
             _plain(metrics, "bits_per_dimension", 4),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from vi_lab.config import parse_values, plain, put_values
@@ -16,7 +16,7 @@ from vi_lab.errors import Parser, UserError, ViLabError, printable
 from vi_lab.runs.environment import differences, threads_of
 from vi_lab.runs.files import claim, write_json
 from vi_lab.runs.run import Run, load_run
-from vi_lab.runs.trust import check_loggers, load_checkpoint
+from vi_lab.runs.trust import check_loggers, inside, load_checkpoint, read_text
 from vi_lab.schema import REPRODUCE, marked
 from vi_lab.training.execution import execute
 from vi_lab.training.process import check_accelerators
@@ -60,8 +60,12 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
         target = claim(Path(f"outputs/reproduce/{now}-{config.name}-s{config.seed}"))
     else:
         target = Path(output)
+        if target.is_symlink():
+            raise UserError(f"--output {target}: a link; name the folder itself")
         if target.exists() and any(target.iterdir()):
             raise UserError(f"--output {target}: the folder is not empty")
+        if (place := Path(os.path.abspath(target))).is_relative_to(theirs := Path(os.path.abspath(run.folder))):
+            inside(theirs, str(place.relative_to(theirs)))
         target.mkdir(parents=True, exist_ok=True)
     check_accelerators([plain(config)], multirun=False)
     check_loggers(plain(config), folder)
@@ -80,9 +84,8 @@ def verdict(then: Run, now: Run) -> bool:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, (a, b) in metrics.items():
         difference = "" if a == b else "absent" if a is None or b is None else f"{b - a:.3g}"
-        table.add_row(escape(name), *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
-    rows = then.folder / "metrics.csv", now.folder / "metrics.csv"
-    curves = all(file.is_file() for file in rows) and rows[0].read_bytes() == rows[1].read_bytes()
+        table.add_row(name, *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
+    curves = _same_text(then.folder, now.folder, "metrics.csv")
     same_metrics = all(a == b for a, b in metrics.values())
     changed = differences(then.environment, now.environment)
     equal = same_metrics and curves and not weights
@@ -98,6 +101,13 @@ def verdict(then: Run, now: Run) -> bool:
     details = {"run": str(then.folder), "equal": equal, "metrics.csv equal": curves, "weights": weights or "equal"}
     write_json(now.folder / "reproduction.json", {**details, "metrics": pairs, "changed": changed})
     return equal
+
+
+def _same_text(then: Path, now: Path, name: str) -> bool:
+    try:
+        return read_text(then, name) == read_text(now, name)
+    except (OSError, ValueError, ViLabError):  # there is none, or nothing of ours
+        return False
 
 
 def compare_metrics(then: dict[str, float], now: dict[str, float]) -> dict[str, tuple[float | None, float | None]]:

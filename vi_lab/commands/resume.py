@@ -12,13 +12,16 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vi_lab.config import parse_values, plain, put_values, quote, resolved
-from vi_lab.errors import UserError
+from vi_lab.errors import UserError, printable
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
 from vi_lab.runs.trust import check_loggers, check_stored, read_yaml, refuse_links
 from vi_lab.schema import RESUME, SWEEP, has, leaves
 from vi_lab.training.execution import execute
 from vi_lab.training.process import check_accelerators
+
+LONGEST = 20_000
+"""Characters of the overrides of a sweep, which Hydra reads slowly."""
 
 
 def resume_run(folder: Path, overrides: list[str]) -> None:
@@ -38,7 +41,7 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
     check_loggers(plain(config), f"resume={folder}")
     check_accelerators([plain(config)], multirun=False)
     if finished(folder) is not None and config.trainer.max_epochs <= epochs:
-        print(f"{folder} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
+        print(f"{printable(folder)} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
         return
     execute(config, folder, resume=True)
 
@@ -52,12 +55,13 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
     refuse_links(folder)
     values = read_yaml(folder, "multirun.yaml")
     try:
-        task = [str(o) for o in values["hydra"]["overrides"]["task"]]
-        own = [str(o) for o in values["hydra"]["overrides"]["hydra"]]
+        task, own = ([str(o) for o in values["hydra"]["overrides"][kind]] for kind in ("task", "hydra"))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'multirun.yaml'}: not a sweep of vi-lab train") from error
+    if (length := sum(map(len, task))) > LONGEST:
+        raise UserError(f"{folder / 'multirun.yaml'}: overrides of {length} characters, more than {LONGEST}")
     for override in task:
-        if "hydra" in override.split("=")[0] or "_target_" in override:
+        if "hydra" in override.split("=")[0] or "_target_" in override or re.search(r"\$\{|\boc\.", override):
             raise UserError(f"{folder / 'multirun.yaml'}: {override}: not a value, so it is not taken over")
     kept = []
     for override in own:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.resume import resume_run, resume_sweep, stored_config
 from vi_lab.config import only_asks, read_arguments
-from vi_lab.errors import one_line
+from vi_lab.errors import one_line, printable
 from vi_lab.runs.run import finished
 from vi_lab.training.execution import execute
 from vi_lab.training.workers import work
@@ -48,7 +48,7 @@ def task(config: DictConfig) -> float:
     label = f"{folder.name}: " if parallel else ""
     try:
         if resume and (done := finished(folder)) is not None:
-            print(f"{label}{folder} is completed")
+            print(printable(f"{label}{folder} is completed"))
             return done
         words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
         job = partial(
@@ -64,6 +64,8 @@ def task(config: DictConfig) -> float:
         return work(job) if parallel else job()
     except BaseException as error:
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
-            print(f"vi-lab train: job {of_hydra.job.num} ({folder}) failed: {one_line(error)}", file=sys.stderr)
+            print(
+                f"vi-lab train: job {of_hydra.job.num} ({printable(folder)}) failed: {one_line(error)}", file=sys.stderr
+            )
             raise
         raise Abort(error) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vi_lab.errors import UserError, ViLabError
+from vi_lab.runs.trust import is_own
 
 LOCK = ".lock"
 
@@ -22,10 +24,10 @@ def hold(folder: Path, patience: float = 0) -> Iterator[None]:
 
     Raises:
         UserError: another process has it.
-        ViLabError: its lock file is a link.
+        ViLabError: its lock file is a link, or no file.
     """
-    if (folder / LOCK).is_symlink():  # a lock file is emptied
-        raise ViLabError(f"{folder / LOCK}: a link; it is not followed")
+    if os.path.lexists(folder / LOCK) and not is_own(folder / LOCK):  # a lock file may be emptied
+        raise ViLabError(f"{folder / LOCK}: a link, or no file; it is not used")
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=patience)

@@ -50,12 +50,14 @@ def check_weights(model: VAE, checkpoint: dict[str, Any]) -> None:
 
 
 def load_weights(model: VAE, file: Path) -> None:
-    """Load the weights in a checkpoint file.
+    """Load the weights in a checkpoint file. A model takes float64 where they are; less than float32 it holds as it is.
 
     Raises:
         ViLabError: it is damaged, or of another architecture.
     """
     checkpoint = load_checkpoint(file)
+    if any(str(weights.dtype) == "torch.float64" for weights in checkpoint["state_dict"].values()):
+        model.double()  # a run of trainer.precision=64-true: loading would round
     try:
         check_weights(model, checkpoint)
     except ViLabError as error:

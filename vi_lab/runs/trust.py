@@ -12,6 +12,8 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from vi_lab.errors import UserError, ViLabError, one_line
+from vi_lab.runs.archive import check_archive
 from vi_lab.schema import CONFIG_DIR, check_parts, check_range, leaves
 
 TRUSTED = re.compile(
@@ -132,7 +135,7 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
             f"{where}: made by another version of vi_lab ({made_by}): {problem}; use that version, or retrain"
         )
     for path, value in found.items():
-        if "${" in str(value):
+        if "${" in str(value) or "???" in str(value):  # what OmegaConf would fill in, or call missing
             raise UserError(f"{where}: {path}={value}: wanted a plain value")
         try:
             check_range(path, value)
@@ -142,12 +145,45 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases: a few lines of them can stand for billions of values."""
+    """Safe YAML without aliases, a few lines of which can stand for billions of values, and without repeated keys, of
+    which every reader takes another."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not accepted")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
+            raise yaml.YAMLError("keys are not accepted that are no text, or stand there twice")
+        return super().construct_mapping(node, deep)
+
+
+LARGEST_INTEGER = 2**63 - 1
+DEEPEST = 30
+
+
+def check_plain(value: Any, where: str = "", depth: int = 0) -> None:
+    """Refuse what no file of ours holds: dates, sets, integers beyond 64 bits, nesting without end.
+
+    Raises:
+        ValueError: there is such a value.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where or 'it'} has a key that is no text")
+            check_plain(inner, f"{where}.{key}" if where else key, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            check_plain(inner, where, depth + 1)
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise ValueError(f"{where or 'it'} is of the kind {type(value).__name__}")
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"{where or 'it'} is a number of more than 64 bits")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -157,51 +193,85 @@ def inside(folder: Path, name: str) -> Path:
         ViLabError: a link leads out of the folder.
     """
     path = folder / name
-    if ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+    real, home = (Path(os.path.realpath(place)) for place in (path, folder))  # `resolve` fails at a circle
+    if ".." in Path(name).parts or not real.is_relative_to(home):
         raise ViLabError(f"{path}: a link that leads out of the run folder; it is not followed")
     return path
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """A whole file. What is none, such as a pipe, which would be waited for without end, is not read.
+@contextmanager
+def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """A file, to be read. What is none, such as a pipe, which would be waited for without end, is not opened.
 
     Raises:
         ValueError: no regular file, or one of more than `limit` bytes.
         OSError: it cannot be read.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+    try:
+        state = os.fstat(number)
+        if not stat.S_ISREG(state.st_mode):
             raise ValueError("not a regular file")
+        if state.st_size > limit:
+            raise ValueError(f"more than {limit:,} bytes")
+        with open(number, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(number)
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A whole file; see `opened`.
+
+    Raises:
+        ValueError: no regular file, or one of more than `limit` bytes.
+        OSError: it cannot be read.
+    """
+    with opened(path, limit) as file:
         data = file.read(limit + 1)
-    if len(data) > limit:
+    if len(data) > limit:  # it has grown
         raise ValueError(f"more than {limit:,} bytes")
     return data
+
+
+def is_own(path: Path) -> bool:
+    """Whether what is written to `path` changes this file alone: a regular file, under no other name."""
+    state = path.lstat()
+    return stat.S_ISREG(state.st_mode) and state.st_nlink == 1
 
 
 def refuse_links(folder: Path) -> None:
     """Before anything is written into a run folder that may be somebody else's.
 
     Raises:
-        ViLabError: a link leads out of it.
+        ViLabError: a link leads out of it, or something in it is neither file nor folder, or has another name.
     """
     for path in folder.rglob("*"):
         if path.is_symlink():
             inside(folder, str(path.relative_to(folder)))
+        elif path.is_dir() or path.suffix == ".ckpt":  # best.ckpt is another name; they are only ever replaced
+            continue
+        elif not path.is_file():
+            raise ViLabError(f"{path}: neither a file nor a folder, so nothing is written here; remove it")
+        elif not is_own(path):
+            raise ViLabError(
+                f"{path}: a hard link: what is written to it would change a file elsewhere; go on in a copy"
+            )
 
 
 LARGEST_TEXT = 64 << 20
+LARGEST_YAML = 256 << 10  # pure Python reads it, some 50 KB a second
 
 
-def read_text(folder: Path, name: str) -> str:
-    """A text file of a run folder; see `read_bytes`.
+def read_text(folder: Path, name: str, limit: int = LARGEST_TEXT) -> str:
+    """A text file of a run folder; see `opened`.
 
     Raises:
         ViLabError: a link leads out of the folder.
         ValueError: no regular file, larger than any of ours, or not UTF-8.
         OSError: it cannot be read.
     """
-    return read_bytes(inside(folder, name), LARGEST_TEXT).decode("utf-8")
+    return read_bytes(inside(folder, name), limit).decode("utf-8")
 
 
 def read_yaml(folder: Path, name: str) -> Any:
@@ -211,18 +281,25 @@ def read_yaml(folder: Path, name: str) -> Any:
         ViLabError: it cannot be read.
     """
     try:
-        return yaml.load(read_text(folder, name), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        values = yaml.load(read_text(folder, name, LARGEST_YAML), _Loader)
+        check_plain(values)
+        return values
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:  # TypeError: PyYAML's, of a key
         raise ViLabError(f"{folder / name}: cannot be read ({one_line(error)[:200]})") from error
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a run folder; empty where the file is absent or damaged."""
+    """A JSON object of a run folder; empty where the file is absent or damaged, or no strict JSON."""
     try:
-        data = json.loads(read_text(folder, name))
+        data = json.loads(read_text(folder, name), parse_constant=_refuse)
+        check_plain(data)
     except (OSError, ValueError, RecursionError, ViLabError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 SEAL = b"vi_lab sealed 1 "
@@ -271,12 +348,14 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
 
     try:
         content = _unsealed(read_bytes(file, LARGEST_CHECKPOINT))  # torch compares no checksum
+        check_archive(content)
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ViLabError(f"{file}: there is no such checkpoint") from None
     except Exception as error:  # torch raises many kinds, with advice that does not fit here
         reason = one_line(error).partition(". ")[0][:200]
         raise ViLabError(f"{file}: damaged, or not a checkpoint ({type(error).__name__}: {reason})") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise ViLabError(f"{file}: not a checkpoint of vi_lab")
     return checkpoint

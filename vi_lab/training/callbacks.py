@@ -11,11 +11,11 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch.nn.utils.parametrize import is_parametrized
 
 from vi_lab.audit import Bench
-from vi_lab.console import Terminal
+from vi_lab.console import Terminal, Words
 from vi_lab.errors import ViLabError
 from vi_lab.estimators.base import temperature_of
 from vi_lab.models import VAE
@@ -252,11 +252,11 @@ class ProgressDisplay(Callback):
         self.enabled = trainer.is_global_zero
         if self.enabled and self.show_bar:
             columns = (
-                TextColumn("{task.description}"),
+                Words("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
+                Words("{task.fields[values]}"),
             )
             progress = Progress(*columns, console=self.terminal, transient=True, refresh_per_second=4)
             self.task = progress.add_task("", total=trainer.num_training_batches, values="")

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from vi_lab.errors import Interrupted, ViLabError, one_line
 from vi_lab.models import VAE
 from vi_lab.runs.files import replacing, scratch
-from vi_lab.runs.trust import load_checkpoint, save_checkpoint
+from vi_lab.runs.trust import LARGEST_CHECKPOINT, load_checkpoint, opened, save_checkpoint
 from vi_lab.training import loggers
 from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete, vae
 from vi_lab.training.signals import Stop
@@ -172,13 +172,10 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, beside)
         os.replace(beside, target)
     except OSError:
-        with source.open("rb") as content, replacing(target) as file:
+        with opened(source, LARGEST_CHECKPOINT) as content, replacing(target) as file:
             shutil.copyfileobj(content, file)
     finally:
         beside.unlink(missing_ok=True)
-
-
-NEEDED = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", "means", "epoch", "global_step")
 
 
 def rewind(folder: Path, fits: Callable[[dict], None], warn: Callable[[str], None], cut: bool = True) -> Path | None:
@@ -199,20 +196,20 @@ def rewind(folder: Path, fits: Callable[[dict], None], warn: Callable[[str], Non
     for file in [file for file in files if file.is_file()]:
         try:
             checkpoint = load_checkpoint(file)
-            if lacking := [key for key in NEEDED if key not in checkpoint]:
-                raise ViLabError(f"{file}: not a checkpoint of vi_lab: it lacks {lacking[0]}")
-            state = checkpoint["callbacks"].get("Checkpoints")
-            if not isinstance(state, dict) or not isinstance(state.get("events"), dict):
-                raise ViLabError(f"{file}: not a checkpoint of vi_lab: it does not say where TensorBoard's files stood")
-            fits(checkpoint)
-        except (ViLabError, AttributeError) as error:
+        except ViLabError as error:
             problems.append(one_line(error))
             continue
+        try:
+            fits(checkpoint)
+        except ViLabError as error:
+            problems.append(f"{file}: {one_line(error)}")
+            continue
+        state = checkpoint["callbacks"]["Checkpoints"]
         for problem in problems:
             warn(f"{problem}; the checkpoint before it is used")
         if cut:
             loggers.cut(folder, state["events"])
-            if state.get("is_best"):  # the process may have ended before it said so
+            if state["is_best"]:  # the process may have ended before it said so
                 _link(file, file.with_name("best.ckpt"))
         return file
     if problems:

@@ -20,7 +20,7 @@ from vi_lab.adapters.tensorboard import EVENT_FILES
 from vi_lab.build import instantiate
 from vi_lab.errors import UserError
 from vi_lab.runs.files import write_json
-from vi_lab.runs.trust import read_json
+from vi_lab.runs.trust import is_own, read_json
 
 FINAL = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss", "test/nll")
 """What TensorBoard's table of hyperparameters shows beside them: the last point of each of these curves."""
@@ -136,7 +136,7 @@ def sizes(trainer: lightning.Trainer, folder: Path) -> dict[str, int]:
 def cut(folder: Path, lengths: Mapping[str, int]) -> None:
     """Cut the files that only grow back to their sizes at a checkpoint: so they hold no step twice."""
     for file in (file for pattern in GROWING for file in folder.glob(pattern)):
-        if file.is_symlink() or not isinstance(lengths.get(file.name), int):
-            file.unlink()
+        if not is_own(file) or not isinstance(lengths.get(file.name), int):
+            file.unlink()  # of a link the name alone
         elif file.stat().st_size > lengths[file.name] >= 0:
             os.truncate(file, lengths[file.name])

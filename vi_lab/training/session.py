@@ -7,6 +7,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,10 +21,10 @@ from vi_lab.errors import Interrupted, UserError, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
-from vi_lab.runs.run import check_weights
 from vi_lab.runs.trust import read_json
 from vi_lab.training import loggers
 from vi_lab.training.checkpoints import rewind
+from vi_lab.training.fit import check_fit
 from vi_lab.training.pictures import Pictures, project
 from vi_lab.training.process import main_process, prepare_process
 from vi_lab.training.signals import Stop
@@ -74,8 +75,8 @@ class Session:
         self.datamodule, self.model = build(self.config)
         self.record()
         self.announce()
-        checkpoint = self.rewind()
         self.trainer, self.recorder = build_trainer(self.config, self.folder, self.terminal, self.label, self.stop)
+        checkpoint = self.rewind()
         self.stop.serve("before training")
         self.fit(checkpoint)
         with complaints(), signals_are_ours(self.trainer):
@@ -132,9 +133,12 @@ class Session:
         """The checkpoint to go on from, with the folder put back to it; None where the run begins."""
         if not self.resume:
             return None
-        checkpoint = rewind(self.folder, partial(check_weights, self.model), self.say, main_process())
+        checkpoint = rewind(self.folder, self._fits, self.say, main_process())
         self.say(f"goes on from {checkpoint}" if checkpoint else "no checkpoint yet: begins anew")
         return checkpoint
+
+    def _fits(self, checkpoint: dict[str, Any]) -> None:
+        check_fit(checkpoint, self.trainer, self.model)
 
     # --- training and after -------------------------------------------------------------------------------------
 
