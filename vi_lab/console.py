@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +21,22 @@ class Terminal(Console):
     def say(self, text: object, style: str | None = None) -> None:
         """Print text without highlighting or markup: it may hold a stranger's words. A log is not folded."""
         self.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=not self.is_terminal)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does.
+
+        Raises:
+            OSError: stdout cannot be written; it is named, as a file would be.
+        """
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            error.filename = error.filename or "stdout"
+            raise
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raises the BrokenPipeError at hand, where rich would end the process in its own way."""
+        raise  # rich calls this where it handles the error
 
 
 def make_console(width: int = 140, **options: Any) -> Terminal:

@@ -61,3 +61,8 @@ def printable(value: object) -> str:
 def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed. torch says so in words, on the CPU in a plain RuntimeError."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)

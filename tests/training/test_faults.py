@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -72,6 +73,53 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
     command = f"{sys.executable} -m vi_lab train {' '.join(SMALL)} hydra.run.dir=run | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main(["--version"]) == 0
+    assert cli.main(["nonsense"]) == 2
+    assert os.get_inheritable(getattr(sys, stream).fileno())
+    getattr(sys, stream).close()
+
+
+def test_a_full_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert cli.main(["nonsense"]) == 2
+
+
+def test_a_full_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
+        assert capsys.readouterr().err == "vi-lab train: [Errno 28] No space left on device: 'stdout'\n"
+        monkeypatch.undo()
+
+
+def test_a_broken_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    assert "Broken pipe" in load_run(tmp_path / "run").status["reason"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("1 GiB"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 GiB")]
+)
+def test_no_memory(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("vi_lab.models.VAE.decode", Mock(side_effect=error))
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("vi-lab train: out of memory (")
+    assert err.endswith("a smaller data.batch_size or network needs less\n")
 
 
 @pytest.mark.parametrize("name", ["with spaces", "Größe/日本", "a=b", "100%", "it's"])
