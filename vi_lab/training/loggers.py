@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 
-from vi_lab.adapters.tensorboard import EVENT_FILES
+from vi_lab.adapters.tensorboard import EVENT_FILES, hush_writers
 from vi_lab.build import instantiate
 from vi_lab.errors import UserError
 from vi_lab.runs.files import write_json
@@ -84,6 +84,7 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
     Raises:
         UserError: a package is not installed.
     """
+    hush_writers()
     known = read_json(folder, RECORD)
     made = []
     for name, node in (config.get("logger") or {}).items():
