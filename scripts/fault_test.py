@@ -104,7 +104,7 @@ DISK: dict[str, Any] = {"needs": "mount", "where": "disk/run"}
 # fmt: off
 FAULTS = [
     # --- room
-    disk_full("start", 1),
+    disk_full("start", 1, resume="train"),
     disk_full("first line", 1),
     disk_full("checkpoint", 1),
     disk_full("checkpoint", 4),

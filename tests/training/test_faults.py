@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +14,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.support import SMALL, TIME_LIMIT, config, read_rows, run, store
 from vi_lab import cli, load_run
+from vi_lab.adapters.tensorboard import hush_writers
 from vi_lab.errors import ViLabError
 from vi_lab.runs.trust import load_checkpoint
 
@@ -51,6 +55,25 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         assert cli.main(["train", f"resume={disk}/run"]) == 0  # with room it goes on
         assert len(read_rows(disk / "run")) == 4
+
+
+def test_an_event_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its error comes from a thread: raised at the next event, and said once (pytest would warn of the thread's)."""
+    hush_writers()
+    writer = SummaryWriter(str(tmp_path / "events"))
+    writer.flush()
+    shutil.rmtree(tmp_path / "events")
+    writer.add_scalar("loss", 1.0, 0)
+    with pytest.raises(FileNotFoundError):
+        writer.flush()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", Mock(side_effect=full))
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
+    assert capsys.readouterr().err == f"vi-lab train: [Errno 28] No space left on device: '{tmp_path}/run'\n"
 
 
 def test_a_read_only_disk(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import signal
 from pathlib import Path
@@ -18,6 +19,9 @@ from vi_lab.training.signals import Stop
 
 BEFORE = {LOCK, ".hydra", "train.log"}
 """What stands in a run folder before the run does anything."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more."""
 
 PATIENCE = 15.0
 """Seconds that a resumed run waits for the process that has its folder: perhaps one that is about to stop, as the
@@ -53,6 +57,8 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
                 status.write("completed")
                 return result
         except BaseException as error:
+            if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+                error.filename = str(folder)  # the system names no file where it cannot write, as TensorBoard's
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
     return made
 
 
+@contextmanager
+def _as_it_came() -> Iterator[None]:
+    """Raises what a full disk does: Lightning calls the value wrong, whatever the reason."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+
+
+@_as_it_came()
 def log(trainer: lightning.Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
     """Log metrics at a step; without one at the present step."""
     for logger in trainer.loggers:
@@ -112,6 +125,7 @@ def tensorboard(trainer: lightning.Trainer) -> SummaryWriter | None:
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
+@_as_it_came()
 def log_start(trainer: lightning.Trainer, folder: Path, hyperparameters: dict) -> None:
     """What distinguishes the run; for TensorBoard also its charts and a row of its table, to be filled at the end."""
     for logger in trainer.loggers:
@@ -126,6 +140,7 @@ def log_start(trainer: lightning.Trainer, folder: Path, hyperparameters: dict) -
         write_json(folder / RECORD, kept_elsewhere)
 
 
+@_as_it_came()
 def log_end(trainer: lightning.Trainer, final: Mapping[str, float]) -> None:
     """The final metrics of the row that `log_start` has opened in TensorBoard's table."""
     for logger in trainer.loggers:
