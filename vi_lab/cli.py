@@ -82,7 +82,7 @@ def _explain(error: Exception, debug: bool) -> str:
     if isinstance(error, (ViLabError, OSError)):  # a full disk, a folder that cannot be written, a file that is none
         return one_line(error)
     if lacks_memory(error):
-        return f"out of memory ({one_line(error)[:200]}); a smaller data.batch_size or network needs less"
+        return f"out of memory ({one_line(error)[:200]}); raise its limit, or take a smaller data.batch_size or network"
     # a mistake of ours, or in a class of the user's own
     return f"{type(error).__name__}: {one_line(error)[:1000]}{'' if debug else '; --debug shows where'}"
 

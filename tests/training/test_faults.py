@@ -133,7 +133,12 @@ def test_a_broken_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError("1 GiB"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 GiB")]
+    "error",
+    [
+        MemoryError("1 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 GiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
 )
 def test_no_memory(
     tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -142,7 +147,7 @@ def test_no_memory(
     assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("vi-lab train: out of memory (")
-    assert err.endswith("a smaller data.batch_size or network needs less\n")
+    assert err.endswith("raise its limit, or take a smaller data.batch_size or network\n")
 
 
 @pytest.mark.parametrize("name", ["with spaces", "Größe/日本", "a=b", "100%", "it's"])
@@ -216,3 +221,13 @@ def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys:
         capsys.readouterr()
         assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_fault_test_script(tmp_path: Path) -> None:
+    faults = ["a mistake", "disk full at checkpoint 4", "SIGHUP at a step"]
+    script = Path(__file__).resolve().parents[2] / "scripts" / "fault_test.py"
+    command = [sys.executable, str(script), *(word for fault in faults for word in ("--only", fault))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("5 faults, 0 failed")
