@@ -232,7 +232,7 @@ FAULTS = [
     # --- other commands, on a copy of the finished run
     *itertools.chain.from_iterable(after_training(*one) for one in (
         ("evaluate", 'evaluate run="$RUN" evaluation.samples=5'), ("compare", 'compare "$RUN" --output out'),
-        ("audit", 'audit run="$RUN" audit.estimators=[rloo] audit.samples=20 audit.batch=2 '
+        ("audit", 'audit run="$RUN" audit.estimators=[rloo] audit.samples=40 audit.batch=2 '
          'audit.reference_draws=50 audit.warmup=1 hydra.run.dir=out'),
         ("reproduce", 'reproduce "$RUN" --output out'))),
 ]

@@ -69,11 +69,16 @@ def test_an_event_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("named", [False, True])
+def test_what_tensorboard_cannot_write(
+    tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It names no file, or names it in bytes."""
+    folder = tmp_path / "run"
+    full = OSError(errno.ENOSPC, "No space left on device", os.fsencode(folder) if named else None)
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", Mock(side_effect=full))
-    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
-    assert capsys.readouterr().err == f"vi-lab train: [Errno 28] No space left on device: '{tmp_path}/run'\n"
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={folder}"]) == 1
+    assert capsys.readouterr().err == f"vi-lab train: [Errno 28] No space left on device: '{folder}'\n"
 
 
 def test_a_read_only_disk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -59,6 +60,8 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
                 error.filename = str(folder)  # the system names no file where it cannot write, as TensorBoard's
+            elif isinstance(error, OSError) and isinstance(error.filename, bytes):
+                error.filename = os.fsdecode(error.filename)  # TensorBoard's
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))
