@@ -1,6 +1,6 @@
 """Make the environment fail while `vi-lab` works: is each fault said in one line, and nothing lost that was finished?
 
-    python scripts/fault_test.py                  # all faults, two at a time, some ten minutes; for Linux
+    python scripts/fault_test.py                  # all faults, two at a time; half an hour, on Linux
     python scripts/fault_test.py --list
     python scripts/fault_test.py --only disk      # those whose name holds the word
 
@@ -220,8 +220,7 @@ FAULTS = [
           "another process|holds a", equals="sweep", lines=6),
     # --- checkpoints
     Fault("last.ckpt without permission", 'nobody at step 30 "os.kill(os.getpid(), 15)" train; '
-          'chmod 000 "$RUN"/checkpoints/last.ckpt; vi train resume="$RUN"', 1, "Permission denied",
-          'chmod 600 "$RUN"/checkpoints/last.ckpt', needs="nobody", lines=4),
+          'chmod 000 "$RUN"/checkpoints/last.ckpt; HOME=$PWD vi train resume="$RUN"', needs="nobody", lines=2),
     Fault("best.ckpt missing",
           'at step 20 "os.kill(os.getpid(), 15)" train; rm -f "$RUN"/checkpoints/best.ckpt; exit 1',
           1, lines=3),
@@ -400,6 +399,7 @@ def main() -> int:
         return 0
     chosen = [f for f in FAULTS if not options.only or any(word in f.name for word in options.only)]
     allowed = {need: NEEDS[need]() for need in {fault.needs for fault in chosen}}
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # ignored, and so in what we start, where a shell starts us with &
     failed = skipped = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as name, ThreadPoolExecutor(options.jobs) as pool:
         scratch = Path(name)

@@ -19,8 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tests.support import SMALL, TIME_LIMIT, config, read_rows, run, store
 from vi_lab import cli, load_run
 from vi_lab.adapters.tensorboard import hush_writers
-from vi_lab.errors import ViLabError
+from vi_lab.errors import UserError, ViLabError
 from vi_lab.runs.trust import load_checkpoint
+from vi_lab.training.execution import execute
 
 
 @contextlib.contextmanager
@@ -226,6 +227,15 @@ def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys:
         capsys.readouterr()
         assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_that_has_come_meanwhile_stays(tmp_path: Path) -> None:
+    """As where one sweep is started twice at once: the other process has done this job."""
+    execute(config("trainer.max_epochs=1"), tmp_path)
+    before = (tmp_path / "status.json").read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        execute(config("trainer.max_epochs=1"), tmp_path)
+    assert (tmp_path / "status.json").read_bytes() == before
 
 
 @pytest.mark.slow

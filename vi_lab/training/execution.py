@@ -43,13 +43,15 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
         what `Session.train` does.
 
     Raises:
-        UserError: another process works in the folder.
+        UserError: another process works in the folder, or it holds a run that is not to be resumed.
         Interrupted: a signal has stopped the run; its checkpoint is written.
     """
     if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _train(config, folder, **options)
     with hold(folder, PATIENCE if options.get("resume") else 0):
+        if not options.get("resume") and (folder / CONFIG_FILE).is_file():  # perhaps since the command has looked
+            raise UserError(f"{folder}: holds a run already; go on with resume=, or choose another folder")
         status, fresh = Status(folder), not {path.name for path in folder.iterdir()} - BEFORE
         try:
             with Stop() as stop:
