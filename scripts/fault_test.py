@@ -202,7 +202,7 @@ FAULTS = [
           "mount -o remount,rw,size=100m disk", "train", **DISK),
     Fault("output is a file", '>"$RUN"; train', (1, 2), "run", 'rm "$RUN"', "train"),
     Fault("output below a file", '>file; train hydra.run.dir=file/run', (1, 2), "file", resume="train"),
-    *[Fault(f"name {name!r}", f"train hydra.run.dir={shlex.quote(quoted)}", resume=None, where=name)
+    *[Fault(f"name {name!r}", f'vi train "${{SMALL[@]}}" hydra.run.dir={shlex.quote(quoted)}', resume=None, where=name)
       for name, quoted in ((name, "'" + str.replace(name, "'", "\\'") + "'") for name in (
           "with space", "it's", 'a "quoted" one', "two\nlines", "Größe-日本", "x" * 200, "-begins", "--resume", "a=b",
           "a,b", "100%", "[x]", "*", "~", "#1", "a\\b", ".hidden", "[red]x[/red]"))],

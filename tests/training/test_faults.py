@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from tests.support import SMALL, TIME_LIMIT, config, read_rows, run, store
+from tests.support import SMALL, TIME_LIMIT, config, read_rows, refusal, run, store
 from vi_lab import cli, load_run
 from vi_lab.adapters.tensorboard import hush_writers
 from vi_lab.errors import UserError, ViLabError
@@ -227,6 +227,10 @@ def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys:
         capsys.readouterr()
         assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_named_after_nothing(capsys: pytest.CaptureFixture) -> None:
+    assert "'x' not found" in refusal(capsys, "train", *SMALL, "hydra.run.dir='${x}'")
 
 
 def test_a_run_that_has_come_meanwhile_stays(tmp_path: Path) -> None:
