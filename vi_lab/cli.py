@@ -7,8 +7,10 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
+from typing import TextIO
 
-from vi_lab.errors import ViLabError, one_line, printable
+from vi_lab.errors import UserError, ViLabError, lacks_memory, one_line, printable
 from vi_lab.version import __version__
 
 COMMANDS = {
@@ -40,8 +42,31 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 the world failed, 2 the user's mistake, 130 Ctrl-C."""
+    """Run a command; returns the exit code: 0 done, 1 the world failed, 2 the user's mistake, 128 + N signal N (130 for
+    Ctrl-C), 141 nobody reads stdout any more."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_streams()
+    debug = _debug(arguments[1:])
+    name = " ".join(["vi-lab", *(a for a in arguments[:1] if a in COMMANDS)])
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()  # here its failure is an error as any other
+        return code
+    except BrokenPipeError:  # `vi-lab train | head`
+        _mute(sys.stdout)
+        return 141
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _complain(f"{name}: {_explain(error, debug)}")
+        _flush(sys.stdout)
+        return getattr(error, "exit_code", 1)
+    except KeyboardInterrupt as error:
+        _complain(f"{name}: {printable(error) or 'interrupted'}")
+        return getattr(error, "exit_code", 130)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -49,40 +74,50 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
-    debug = _debug(rest)
-    rest = [argument for argument in rest if argument != "--debug"]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(
-            f"vi-lab: there is no command {command!r}{hint} (commands: {', '.join(COMMANDS)})",
-            file=sys.stderr,
-        )
-        return 2
+        raise UserError(f"there is no command {command!r}{hint} (commands: {', '.join(COMMANDS)})")
+    rest = [argument for argument in rest if argument != "--debug"]
+    return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
+
+
+def _explain(error: Exception, debug: bool) -> str:
+    if isinstance(error, (ViLabError, OSError)):  # a full disk, a folder that cannot be written, a file that is none
+        return one_line(error)[:LONGEST]
+    if lacks_memory(error):
+        return f"out of memory ({one_line(error)[:200]}); raise its limit, or take a smaller data.batch_size or network"
+    # a mistake of ours, or in a class of the user's own
+    return f"{type(error).__name__}: {one_line(error)[:LONGEST]}{'' if debug else '; --debug shows where'}"
+
+
+def _open_streams() -> None:
+    """What was closed (`vi-lab train >&-`) becomes the null device: else it is None, and a file of ours would get its
+    number, and with it what a library writes there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (as long as the process)
+            os.set_inheritable(stream.fileno(), True)  # jobs of a sweep have it too
+            setattr(sys, name, stream)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # nobody reads it; the exit code remains
+        print(text, file=sys.stderr)
+    _flush(sys.stderr)
+
+
+def _flush(stream: TextIO) -> None:
+    """What cannot be written goes nowhere, or Python would try it again at its exit, and fail."""
     try:
-        return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
-    except ViLabError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"vi-lab {command}: {one_line(error)[:LONGEST]}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `vi-lab train --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # a full disk, a folder that cannot be written, a file that is none
-        if debug:
-            traceback.print_exc()
-        print(f"vi-lab {command}: {one_line(error)[:LONGEST]}", file=sys.stderr)
-        return 1
-    except Exception as error:  # a mistake of ours, or in a class of the user's own
-        if debug:
-            traceback.print_exc()
-        where = "" if debug else "; --debug shows where"
-        print(f"vi-lab {command}: {type(error).__name__}: {one_line(error)[:LONGEST]}{where}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"vi-lab {command}: {printable(error) or 'interrupted'}", file=sys.stderr)
-        return getattr(error, "exit_code", 130)
+        stream.flush()
+    except OSError:
+        _mute(stream)
+
+
+def _mute(stream: TextIO) -> None:
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _debug(arguments: list[str]) -> bool:

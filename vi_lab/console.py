@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
@@ -32,6 +32,22 @@ class Terminal(Console):
     def say(self, text: object, style: str | None = None) -> None:
         """Print a line, or several. A log is not folded."""
         self.print(str(text), style=style, soft_wrap=not self.is_terminal)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does.
+
+        Raises:
+            OSError: stdout cannot be written; it is named, as a file would be.
+        """
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            error.filename = error.filename or "stdout"
+            raise
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raises the BrokenPipeError at hand, where rich would end the process in its own way."""
+        raise  # rich calls this where it handles the error
 
 
 def _lines(text: str) -> str:

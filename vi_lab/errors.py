@@ -61,3 +61,12 @@ def printable(value: object) -> str:
 def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
+"""What errors say of which an allocation that has failed is the cause: torch's, CUDA's, and those of the loader."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -84,3 +85,13 @@ def test_the_order_in_which_a_checkpoint_reaches_the_disk(tmp_path: Path, monkey
         file.write(b"new")
     assert done == ["sync bytes", "previous", "sync folder", "last", "sync folder"]
     assert [(tmp_path / name).read_text() for name in ("previous", "last")] == ["old", "new"]
+
+
+def test_a_failed_write_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.csv'"),
+        replacing(tmp_path / "metrics.csv"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write does: it names no file
+    with pytest.raises(FileNotFoundError, match=r"gone/metrics\.csv'"):
+        write_text(tmp_path / "gone" / "metrics.csv", "")

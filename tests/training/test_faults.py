@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
-from tests.support import SMALL, TIME_LIMIT, config, read_rows, run, store
+from tests.support import SMALL, TIME_LIMIT, config, read_rows, refusal, run, store
 from vi_lab import cli, load_run
-from vi_lab.errors import ViLabError
+from vi_lab.adapters.tensorboard import hush_writers
+from vi_lab.errors import UserError, ViLabError
 from vi_lab.runs.trust import load_checkpoint
+from vi_lab.training.execution import execute
 
 
 @contextlib.contextmanager
@@ -52,6 +58,30 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert len(read_rows(disk / "run")) == 4
 
 
+def test_an_event_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its error comes from a thread: raised at the next event, and said once (pytest would warn of the thread's)."""
+    hush_writers()
+    writer = SummaryWriter(str(tmp_path / "events"))
+    writer.flush()
+    shutil.rmtree(tmp_path / "events")
+    writer.add_scalar("loss", 1.0, 0)
+    with pytest.raises(FileNotFoundError):
+        writer.flush()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_tensorboard_cannot_write(
+    tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It names no file, or names it in bytes."""
+    folder = tmp_path / "run"
+    full = OSError(errno.ENOSPC, "No space left on device", os.fsencode(folder) if named else None)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", Mock(side_effect=full))
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={folder}"]) == 1
+    assert capsys.readouterr().err == f"vi-lab train: [Errno 28] No space left on device: '{folder}'\n"
+
+
 def test_a_read_only_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=1m,ro") as disk:
         done = vi_lab("train", *SMALL, f"hydra.run.dir={disk}/run")
@@ -72,6 +102,58 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
     command = f"{sys.executable} -m vi_lab train {' '.join(SMALL)} hydra.run.dir=run | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main(["--version"]) == 0
+    assert cli.main(["nonsense"]) == 2
+    assert os.get_inheritable(getattr(sys, stream).fileno())
+    getattr(sys, stream).close()
+
+
+def test_a_full_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert cli.main(["nonsense"]) == 2
+
+
+def test_a_full_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
+        assert capsys.readouterr().err == "vi-lab train: [Errno 28] No space left on device: 'stdout'\n"
+        monkeypatch.undo()
+
+
+def test_a_broken_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    assert "Broken pipe" in load_run(tmp_path / "run").status["reason"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("1 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 GiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_no_memory(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("vi_lab.models.VAE.decode", Mock(side_effect=error))
+    assert cli.main(["train", *SMALL, f"hydra.run.dir={tmp_path}/run"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("vi-lab train: out of memory (")
+    assert err.endswith("raise its limit, or take a smaller data.batch_size or network\n")
 
 
 @pytest.mark.parametrize("name", ["with spaces", "Größe/日本", "a=b", "100%", "it's"])
@@ -145,3 +227,26 @@ def test_a_checkpoint_that_lacks_something(tmp_path: Path, lacking: str, capsys:
         capsys.readouterr()
         assert cli.main(["train", f"resume={tmp_path}", "trainer.max_epochs=2"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_named_after_nothing(capsys: pytest.CaptureFixture) -> None:
+    assert "'x' not found" in refusal(capsys, "train", *SMALL, "hydra.run.dir='${x}'")
+
+
+def test_a_run_that_has_come_meanwhile_stays(tmp_path: Path) -> None:
+    """As where one sweep is started twice at once: the other process has done this job."""
+    execute(config("trainer.max_epochs=1"), tmp_path)
+    before = (tmp_path / "status.json").read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        execute(config("trainer.max_epochs=1"), tmp_path)
+    assert (tmp_path / "status.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_fault_test_script(tmp_path: Path) -> None:
+    faults = ["a mistake", "disk full at checkpoint 4", "SIGHUP at a step"]
+    script = Path(__file__).resolve().parents[2] / "scripts" / "fault_test.py"
+    command = [sys.executable, str(script), *(word for fault in faults for word in ("--only", fault))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("5 faults, 0 failed")

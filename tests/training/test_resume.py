@@ -4,6 +4,7 @@ signals are in `scripts/kill_test.py`, which runs here as a slow test."""
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -138,3 +139,31 @@ def test_a_second_signal_stops_at_once() -> None:
         with pytest.raises(Interrupted) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == 143
+
+
+def test_a_closed_terminal_asks_once() -> None:
+    """The shell sends SIGHUP and so does the system; what is said from then on goes nowhere, but fails nowhere."""
+    master, terminal = pty.openpty()
+    with Stop() as stop:
+        stop.patient, stop.terminals = True, [terminal]
+        os.close(master)
+        with pytest.raises(OSError, match=r"Errno 5\b"):
+            os.write(terminal, b"epoch 1")
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert os.write(terminal, b"epoch 1")
+        with pytest.raises(Interrupted, match="by SIGHUP") as caught:
+            stop.serve()
+    os.close(terminal)
+    assert caught.value.exit_code == 129
+
+
+def test_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            stop.patient = True
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,4 +1,5 @@
-"""TensorBoard, beyond its public interface: its server as an object, and the names of its files.
+"""TensorBoard, beyond its public interface: its server as an object, the names of its files, and the threads that write
+them.
 
 Checked against tensorboard 2.21.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
 
 EVENT_FILES = "events.out.tfevents.*"
 """Event files; they only ever grow."""
+
+
+def hush_writers() -> None:
+    """What fails in the thread that writes an event file, as on a full disk, is raised where the next event is logged;
+    Python would print the thread's traceback as well."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    say = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.thread, _AsyncWriterThread):
+            say(arguments)
+
+    if say.__module__ != __name__:
+        threading.excepthook = hook
 
 
 class PortTaken(Exception):

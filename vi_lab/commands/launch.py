@@ -124,7 +124,10 @@ def _own_folder(name: str, arguments: argparse.Namespace) -> Iterator[Path]:
     """
     kind = "sweep" if arguments.multirun else "run"
     node = HydraConfig.get().sweep if arguments.multirun else HydraConfig.get().run  # of the last job that was composed
-    folder = Path(node.dir)
+    try:
+        folder = Path(node.dir)
+    except OmegaConfBaseException as error:  # ${...} that names nothing
+        raise UserError(explain(error)) from error
     if not main_process():
         yield folder
         return

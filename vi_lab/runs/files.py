@@ -71,8 +71,13 @@ def replacing(path: Path, keep: Path | None = None, durable: bool = False) -> It
         os.replace(beside, path)
         if durable:
             _sync_names(path.parent)
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(beside):  # say which file, and not our name for it
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # as on a disk that is read-only now: the error at hand says so
+            beside.unlink(missing_ok=True)
 
 
 def _sync_names(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -18,6 +20,9 @@ from vi_lab.training.signals import Stop
 
 BEFORE = {LOCK, ".hydra", "train.log"}
 """What stands in a run folder before the run does anything."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more."""
 
 PATIENCE = 15.0
 """Seconds that a resumed run waits for the process that has its folder: perhaps one that is about to stop, as the
@@ -38,13 +43,15 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
         what `Session.train` does.
 
     Raises:
-        UserError: another process works in the folder.
+        UserError: another process works in the folder, or it holds a run that is not to be resumed.
         Interrupted: a signal has stopped the run; its checkpoint is written.
     """
     if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _train(config, folder, **options)
     with hold(folder, PATIENCE if options.get("resume") else 0):
+        if not options.get("resume") and (folder / CONFIG_FILE).is_file():  # perhaps since the command has looked
+            raise UserError(f"{folder}: holds a run already; go on with resume=, or choose another folder")
         status, fresh = Status(folder), not {path.name for path in folder.iterdir()} - BEFORE
         try:
             with Stop() as stop:
@@ -53,6 +60,10 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
                 status.write("completed")
                 return result
         except BaseException as error:
+            if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+                error.filename = str(folder)  # the system names no file where it cannot write, as TensorBoard's
+            elif isinstance(error, OSError) and isinstance(error.filename, bytes):
+                error.filename = os.fsdecode(error.filename)  # TensorBoard's
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))

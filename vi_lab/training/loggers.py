@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from vi_lab.adapters.tensorboard import EVENT_FILES
+from vi_lab.adapters.tensorboard import EVENT_FILES, hush_writers
 from vi_lab.build import instantiate
 from vi_lab.errors import UserError
 from vi_lab.runs.files import write_json
@@ -85,6 +86,7 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
     Raises:
         UserError: a package is not installed.
     """
+    hush_writers()
     known = read_json(folder, RECORD)
     made = []
     for name, node in (config.get("logger") or {}).items():
@@ -99,6 +101,18 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
     return made
 
 
+@contextmanager
+def _as_it_came() -> Iterator[None]:
+    """Raises what a full disk does: Lightning calls the value wrong, whatever the reason."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+
+
+@_as_it_came()
 def log(trainer: lightning.Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
     """Log metrics at a step; without one at the present step."""
     for logger in trainer.loggers:
@@ -112,6 +126,7 @@ def tensorboard(trainer: lightning.Trainer) -> SummaryWriter | None:
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
+@_as_it_came()
 def log_start(trainer: lightning.Trainer, folder: Path, hyperparameters: dict) -> None:
     """What distinguishes the run; for TensorBoard also its charts and a row of its table."""
     for logger in trainer.loggers:

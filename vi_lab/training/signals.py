@@ -10,16 +10,20 @@ from types import FrameType, TracebackType
 
 from vi_lab.errors import Interrupted, ViLabError
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""The terminal is gone; None on Windows, which has no such signal."""
+
 
 class Stop:
-    """Makes of the first SIGINT or SIGTERM a request, which is served when the step at hand is done.
+    """Makes of the first SIGINT, SIGTERM or SIGHUP a request, which is served when the step at hand is done. A SIGHUP
+    that is ignored, as under nohup, stays so.
 
     Outside of training (`patient` is False), and at the second signal, it raises `Interrupted` at once. That may come
     up anywhere: in a finalizer, which drops it, or within a library, which makes another error of it. So the stages of
     a run ask with `serve`, and `Interrupted` takes the place of an error that a signal has caused.
     """
 
-    signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
 
     def __init__(self) -> None:
         self.requested: int | None = None
@@ -27,8 +31,11 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self.before = {}
+        self.terminals: list[int] = []
         if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-            self.before = {number: signal.signal(number, self._handle) for number in self.signals}
+            heard = [n for n in self.signals if n != HANGUP or signal.getsignal(n) != signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._handle) for number in heard}
+            self.terminals = [number for number in (1, 2) if os.isatty(number)]
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -46,7 +53,18 @@ class Stop:
         if self.requested is not None:
             raise Interrupted(self.requested, where)
 
+    def _leave_terminal(self) -> None:
+        """Where the terminal is gone, nothing that is said from now on may fail: the checkpoint comes after it."""
+        for number in self.terminals:
+            if not os.isatty(number):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._leave_terminal()
+        if number == HANGUP == self.requested:  # the shell says it, and the system too
+            return
         first, self.requested = self.requested is None, number
         if not (self.patient and first):
             raise Interrupted(number)

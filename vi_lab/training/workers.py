@@ -17,7 +17,7 @@ from vi_lab.errors import Interrupted
 from vi_lab.runs.files import write_json
 from vi_lab.runs.lock import is_held
 from vi_lab.runs.run import Run
-from vi_lab.training.signals import Stop
+from vi_lab.training.signals import HANGUP, Stop
 
 GRACE = 10.0
 """Seconds that a worker has to stop after its step once its parent is gone; then it ends as by a kill."""
@@ -27,7 +27,7 @@ PATIENCE = 60.0
 
 
 class StopSweep(Stop):
-    """In the process that starts a sweep's jobs: at the first SIGINT or SIGTERM it lets the jobs at work stop after
+    """In the process that starts a sweep's jobs: at the first of `Stop.signals` it lets the jobs at work stop after
     their steps, and raises `Interrupted`, which says how to go on; at the second it does so at once.
 
     Args:
@@ -39,6 +39,9 @@ class StopSweep(Stop):
         self.folder = folder
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._leave_terminal()
+        if number == HANGUP == self.requested:
+            return
         first, self.requested = self.requested is None, number
         workers = multiprocessing.active_children() if first else []
         if workers:
@@ -76,8 +79,9 @@ def work(job: Callable[[], float]) -> float:
     """
     if _Worker.parent is None:
         _Worker.parent = os.getppid()
-        Stop.signals = (signal.SIGTERM,)  # by which the parent says when to stop; a terminal sends Ctrl-C to all
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in {*Stop.signals} - {signal.SIGTERM}:  # a terminal sends Ctrl-C and SIGHUP to all
+            signal.signal(number, signal.SIG_IGN)
+        Stop.signals = (signal.SIGTERM,)  # by which the parent says when to stop
         threading.Thread(target=_follow, args=(_Worker.parent,), daemon=True).start()
     if _Worker.stopped is not None:
         raise _Worker.stopped
