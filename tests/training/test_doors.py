@@ -114,7 +114,7 @@ def test_a_logger_that_is_not_installed_is_one_line(tmp_path: Path, capsys: pyte
      ("+trainer.acumulate_grad_batches=2", "did you mean accumulate_grad"),
      ("+trainer.callbacks=[]", "use callbacks="), ("+optimizer.foo=1", "optimizer takes no foo"),
      ("+callbacks.early_stopping.foo=2", "callbacks.early_stopping takes no foo"),
-     ("callbacks.early_stopping.patience=x", "wanted a number")],
+     ("callbacks.early_stopping.patience=x", "wanted a whole number")],
 )  # fmt: skip
 def test_a_key_that_the_library_does_not_know_is_refused_before_a_folder_exists(
     tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture

@@ -169,14 +169,29 @@ def test_odd_paths(tmp_path: Path, name: str, capsys: pytest.CaptureFixture) -> 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ViLabError, match=r"the loss became (nan|inf) at step \d+ \(epoch \d+, reconstruction"):
-        run(config("optimizer=sgd", "optimizer.lr=1e30", "checkpoint.every_n_steps=1"), tmp_path)
+        run(
+            config("optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6", "checkpoint.every_n_steps=1"),
+            tmp_path,
+        )
     saved = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt") if (tmp_path / "checkpoints").exists() else None
     assert saved is None or all(bool(w.isfinite().all()) for w in saved["state_dict"].values())
 
 
 def test_the_failure_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "run"
-    assert cli.main(["train", *SMALL, "optimizer=sgd", "optimizer.lr=1e30", f"hydra.run.dir={folder}"]) == 1
+    assert (
+        cli.main(
+            [
+                "train",
+                *SMALL,
+                "optimizer=sgd",
+                "optimizer.lr=1e6",
+                "optimizer.weight_decay=1e6",
+                f"hydra.run.dir={folder}",
+            ]
+        )
+        == 1
+    )
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     status = json.loads((folder / "status.json").read_text())

@@ -65,7 +65,7 @@ def test_no_folder_is_left(
 
 
 def test_a_sweep_without_end_is_refused() -> None:
-    with pytest.raises(UserError, match=r"the sweep has 1e+09 jobs, more than 10,000"):
+    with pytest.raises(UserError, match=r"the sweep has 1,000,000,000 jobs, more than 10,000"):
         check_overrides("train", ["seed=range(0,1000000000)"], multirun=True)
 
 
