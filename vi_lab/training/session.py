@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 
 from vi_lab.adapters.lightning import complaints, signals_are_ours
 from vi_lab.audit import decoder_evaluations
@@ -27,6 +26,7 @@ from vi_lab.training.checkpoints import rewind
 from vi_lab.training.fit import check_fit
 from vi_lab.training.pictures import Pictures, project
 from vi_lab.training.process import main_process, prepare_process
+from vi_lab.training.report import report
 from vi_lab.training.signals import Stop
 from vi_lab.training.trainer import build_trainer
 
@@ -205,14 +205,7 @@ class Session:
 
     def report(self, final: dict[str, float]) -> None:
         """What came out, and where to look."""
-        table = Table(title="nats per image, lower is better", title_justify="left")
-        table.add_column("metric")
-        for split in (splits := [s for s in ("train", "val", "test") if any(k.startswith(f"{s}/") for k in final)]):
-            table.add_column(split, justify="right")
-        for name in dict.fromkeys(k.partition("/")[2] for k in final if "/" in k):
-            values = [final.get(f"{split}/{name}") for split in splits]
-            table.add_row(name, *("" if v is None else f"{v:.4g}" if abs(v) < 10 else f"{v:.2f}" for v in values))
-        self.terminal.print(table)
+        self.terminal.print(report(final))
         seconds = time.perf_counter() - self.started
         self.terminal.say(f"{seconds:.0f} s in all. Run folder: {self.folder}")
         self.terminal.say(f"Curves: vi-lab board {shlex.quote(str(self.folder))}")

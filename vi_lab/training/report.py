@@ -1,0 +1,72 @@
+"""The table at the end of a run: rows that compare, each with its unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.table import Table
+
+SPLITS = ("train", "val", "test")
+
+NATS = (
+    "loss",
+    "loss as optimized",
+    "relaxation_gap",
+    "reconstruction",
+    "kl",
+    "nll",
+    "mutual_information",
+    "marginal_kl",
+)
+UNITS = {
+    **dict.fromkeys(NATS, "nats"),
+    "bits_per_dimension": "bits per pixel",
+    "active_units": "variables",
+    "posterior_perplexity": "classes",
+    "code_perplexity": "codes",
+}
+"""Of a row, in the order of the table; rows that are not here follow without one."""
+
+DIGITS = {"nats": ".2f", "bits per pixel": ".4f", "variables": "g"}
+
+
+def report(final: Mapping[str, float]) -> Table:
+    """What came out, all per image.
+
+    Args:
+        final: the metrics, as SPLIT/NAME; others are left out.
+    """
+    values = {split: _rows(final, split) for split in SPLITS if any(key.startswith(f"{split}/") for key in final)}
+    found = {name: None for rows in values.values() for name in rows}
+    table = Table(title="per image; nats: lower is better", title_justify="left")
+    table.add_column("metric")
+    for split in values:
+        table.add_column(split, justify="right")
+    table.add_column("unit")
+    for name in [*(name for name in UNITS if name in found), *(name for name in found if name not in UNITS)]:
+        unit = UNITS.get(name, "")
+        error = final.get(f"test/{name}_error", math.nan)
+        cells = [_cell(rows.get(name), unit, error if split == "test" else math.nan) for split, rows in values.items()]
+        table.add_row(name, *cells, unit)
+    return table
+
+
+def _rows(final: Mapping[str, float], split: str) -> dict[str, float]:
+    """A split's metrics under the names of rows: its loss is always the one at samples of the true posterior, and what
+    is optimized has a row where it is another; a gap that is none has no row."""
+    rows = {key.partition("/")[2]: value for key, value in final.items() if key.startswith(f"{split}/")}
+    optimized = rows.pop("loss_relaxed", rows["loss"] if split == "train" and "loss" in rows else None)
+    rows["loss"] = rows.pop("loss_unrelaxed", rows.get("loss", math.nan))
+    if optimized is not None and optimized != rows["loss"]:
+        rows["loss as optimized"] = optimized
+    if rows.get("relaxation_gap") == 0:
+        del rows["relaxation_gap"]
+    return {name: value for name, value in rows.items() if not name.endswith("_error")}
+
+
+def _cell(value: float | None, unit: str, error: float) -> str:
+    if value is None:
+        return ""
+    form = DIGITS.get(unit, ".4g")
+    return format(value, form) + ("" if math.isnan(error) else f" ± {format(error, form)}")
