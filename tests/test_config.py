@@ -71,11 +71,19 @@ MISTAKES = {
     "trainer.max_epoch=3": "there is no key trainer.max_epoch; did you mean max_epochs",
     "latent=12x5": "use latent=categorical latent.variables=12 latent.classes=5",
     "latent.dim=3": "there is no key latent.dim .*variables, classes",
+    "lr=0.1": r"there is no key lr; did you mean optimizer\.lr\?",
+    "epochs=3": r"did you mean trainer\.max_epochs or",
+    "estimator=gaussian latent.dims=2": r"there is no key latent\.dims; did you mean dim\? \(keys of latent: dim\)",
+    "schedule=exponential schedule.flor=0.1": "did you mean floor",
     "+seed=1": "leave out the +",
     "estimator.samples=${nope}": "estimator.samples: Interpolation key 'nope' not found",
     "data.root=${oc.env:VI_LAB_NOT_SET}": "environment variable VI_LAB_NOT_SET is not set",
     "a[b": "cannot read the override 'a\\[b'",
 }
+
+
+def test_hints_are_those_of_the_command(capsys: pytest.CaptureFixture) -> None:
+    assert "did you mean evaluation.samples?" in refusal(capsys, "evaluate", "samples=5")
 
 
 @pytest.mark.parametrize("overrides", MISTAKES)

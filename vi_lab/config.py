@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import inspect
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
 
 
-def explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors in one line that says what is accepted."""
+def explain(error: Exception, compose_without: Callable[[str], DictConfig] | None = None) -> str:
+    """Hydra's and OmegaConf's errors in one line that says what is accepted.
+
+    Args:
+        compose_without: gives the config without the overrides of a key, for the hint at keys that there are.
+    """
     text = str(error).split("Config search path:")[0].split("\nSee https://")[0]
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}; write KEY=VALUE, and quote values with spaces or commas"
@@ -40,7 +45,7 @@ def explain(error: Exception) -> str:
             hint = f"; use latent=categorical latent.variables={size[1]} latent.classes={size[2]}"
         return f"{group}={choice}: no such choice{nearest(choice, options)} (one of {', '.join(options)}){hint}"
     if found := re.search(r"Could not override '(.+?)'", text):
-        return f"there is no key {found[1]}{_known_keys(found[1])}"
+        return f"there is no key {found[1]}{_known_keys(found[1], compose_without) if compose_without else ''}"
     if found := re.search(r"Could not append to config\. An item is already at '(.+?)'", text):
         return f"+{found[1]}: the key is there already; leave out the +"
     if found := re.search(r"Environment variable '(.+?)' not found", text):
@@ -50,18 +55,19 @@ def explain(error: Exception) -> str:
     return one_line(Exception(f"{where[1]}: {text}" if where else text))
 
 
-def _known_keys(path: str) -> str:
-    """The keys beside a misspelled one, from the default config."""
+def _known_keys(path: str, compose_without: Callable[[str], DictConfig]) -> str:
+    """What may have been meant by a key that is not there: one elsewhere that ends like it, or one beside it."""
     try:
+        config = compose_without(path)
         node, _, key = path.rpartition(".")
-        config = compose_job("train", [])
         parent = OmegaConf.select(config, node) if node else config
         keys = [str(k) for k in parent if k not in INNER] if isinstance(parent, DictConfig) else []
-        keys += [] if node else ["experiment"]
+        ends = [other for other, _ in leaves(resolved(config)) if re.search(rf"(^|[._]){re.escape(path)}$", other)]
     except Exception:  # only a hint: never a second error
         return ""
-    if key in keys:  # by default, that is
-        return " with these choices of groups"
+    keys += [] if node else ["experiment"]
+    if elsewhere := sorted(ends, key=len)[:3]:
+        return f"; did you mean {' or '.join(elsewhere)}?"
     return f"{nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""
 
 
@@ -139,6 +145,10 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     shipped = _SHIPPED.setdefault(name, {}) if config_dir is None else {}
     configs = []
     job = overrides
+
+    def without(key: str) -> DictConfig:
+        return compose_job(name, [o for o in job if o.partition("=")[0].lstrip("+~") != key], config_dir)
+
     try:
         for job in split_sweep(overrides) if multirun else [overrides]:
             config = compose_job(name, job, config_dir)
@@ -163,7 +173,7 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
             check_added(values, shipped[key])
             configs.append(values)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, without)) from error
     except (ValueError, TypeError, AssertionError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         # Hydra's own, such as where a group is given a number, null or nothing
         raise UserError(f"{one_line(Exception(' '.join(job)))}: cannot be composed ({explain(error)})") from error
