@@ -42,6 +42,9 @@ MISTAKES = {
     "+estimator.sample=1": "did you mean samples",
     "accelerator.devices=0": "wanted a whole number from 1 to",
     "trainer.precision=33": "wanted one of 32-true",
+    "~optimizer": "optimizer is missing, which is needed; leave out ~optimizer",
+    "~latent.classes": "latent.classes is missing",
+    "~optimizer.lr": "optimizer.lr is missing",
 }
 
 

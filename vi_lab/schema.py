@@ -351,7 +351,7 @@ def check(values: dict, shipped: dict) -> None:
     """Check a resolved config against what the chosen groups ship and against `KEYS`.
 
     Raises:
-        UserError: an unknown key, a wrong type, a value out of range, or an estimator and a latent that don't fit.
+        UserError: an unknown or missing key, a wrong type, a value out of range, or parts that don't fit each other.
     """
     known = dict(leaves(shipped))
     for path, value in leaves(values):
@@ -374,8 +374,18 @@ def check(values: dict, shipped: dict) -> None:
             continue
         if not _same_type(value, known[path]) or (value is None and known[path] is not None):
             raise UserError(f"{path}={_show(value)}: wanted {_WORDS.get(type(known[path]), 'another type')}")
+    found = dict(leaves(values))
+    for path in known:
+        parts = path.split(".")
+        if not any(".".join(parts[:end]) in found for end in range(1, len(parts) + 1)):
+            gone = next(".".join(parts[:end]) for end in range(1, len(parts) + 1) if not _within(found, parts[:end]))
+            raise UserError(f"{gone} is missing, which is needed; leave out ~{gone}")
     if "estimator" in values:
         check_parts(values)
+
+
+def _within(found: dict, parts: list[str]) -> bool:
+    return any(path.split(".")[: len(parts)] == parts for path in found)
 
 
 SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")
