@@ -171,6 +171,7 @@ KEYS: dict[str, Key] = {
     "estimator.samples": Key(SIZE),
     "estimator.inner_samples": Key(SIZE),
     "estimator.learn_temperature": Key(FLAG),
+    "estimator.conditional": Key(FLAG),
     "estimator.backward_temperature": Key(_optional(POSITIVE)),
     "estimator.*temperature": Key(POSITIVE),
     "estimator.beta": Key(WEIGHT),

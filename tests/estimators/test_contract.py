@@ -299,6 +299,18 @@ def test_straight_through_takes_a_backward_temperature(kind: str) -> None:
     torch.testing.assert_close(two[1][0], expected)
 
 
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+def test_relax_is_unbiased_whatever_its_network_sees(kind: str) -> None:
+    torch.manual_seed(1)
+    toy, estimator = problem(kind, "nonlinear"), make("relax", "estimator.conditional=true")
+    toy.draws(estimator, rows=100)  # gives the network its size
+    assert estimator.network[0].in_features == 3 * toy.phi.numel()  # softmax(z / tau), z and x
+    with torch.no_grad():
+        for parameter in estimator.network.parameters():  # a control variate that matters
+            parameter.normal_()
+    assert max(worst(d, e) for d, e in zip(toy.draws(estimator), toy.exact(estimator), strict=True)) < THRESHOLD
+
+
 def test_leave_one_out_never_sees_its_own_sample() -> None:
     cost = torch.randn(4, 3, dtype=torch.float64)
     changed = cost.clone()

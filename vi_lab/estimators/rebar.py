@@ -44,8 +44,14 @@ class REBAR(GradientEstimator):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.eta = nn.Parameter(torch.tensor(float(eta)))
 
-    def control(self, relaxed: Tensor, cost: Cost) -> Tensor:
-        """c as a function of the relaxed sample: (S, B, *event) -> (S, B)."""
+    def control(self, relaxed: Tensor, z: Tensor, cost: Cost, context: Tensor | None) -> Tensor:
+        """c as a function of the relaxed sample, (S, B, *event) -> (S, B); subclasses may look at z and x, too.
+
+        Args:
+            relaxed: softmax(z / tau), (S, B, *event).
+            z: perturbed logits, (S, B, *event).
+            context: (B, ...) what x is.
+        """
         return self.eta * cost(relaxed)
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
@@ -57,7 +63,7 @@ class REBAR(GradientEstimator):
         hard = vertex(q, z)
         f = cost(hard)  # (S, B)
         two_paths = with_gradient_of(z, z - tied_conditional(free, z))
-        c = self.control(probabilities(q, two_paths / self.log_temperature.exp()), cost)
+        c = self.control(probabilities(q, two_paths / self.log_temperature.exp()), two_paths, cost, context)
         score = hard - q.mean.detach()  # d/dlogits log q(b), for both families
         remainder = (f.detach() - c).view(*c.shape, *(1 for _ in q.event_shape))
         (path,) = torch.autograd.grad(c.mean(0).sum(), leaf, create_graph=True)
