@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -76,6 +77,8 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
         width: where stdout is no terminal, so that a log does not fold tables.
         options: of `rich.console.Console`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what an ASCII terminal cannot show, such as ±, ends nothing
     return Terminal(**options) if sys.stdout.isatty() else Terminal(width=width, **options)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -265,3 +266,11 @@ def test_fault_test_script(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("5 faults, 0 failed")
+
+
+def test_an_ascii_terminal(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=run"]
+    done = vi_lab("train", *arguments, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| nll .* \? ", done.stdout)  # for what stands between a value and its error
