@@ -216,9 +216,12 @@ def kill_from_outside(process: subprocess.Popen, kill: Kill) -> None:
         time.sleep(kill.again or 0)
 
 
-def kill_until_done(arguments: list[str], folder: Path, kills: int, following: Callable[[], Kill]) -> Counts:
-    """Start a run or a sweep, kill and resume it up to `kills` times, and let it finish. Returns the kills by name."""
-    log, of_sweep = Counts(), "-m" in arguments
+def kill_until_done(
+    arguments: list[str], folder: Path, kills: int, following: Callable[[], Kill]
+) -> tuple[Counts, list[Kill]]:
+    """Start a run or a sweep, kill and resume it up to `kills` times, and let it finish. Returns the kills, by name and
+    as they came."""
+    log, done, of_sweep = Counts(), [], "-m" in arguments
     file, key = ("multirun.yaml", "sweep") if of_sweep else ("config_resolved.yaml", "run")
     while True:
         kill = following() if log.total() < kills else None
@@ -230,10 +233,11 @@ def kill_until_done(arguments: list[str], folder: Path, kills: int, following: C
         output = process.communicate()[0]
         code = process.returncode
         if code == 0:  # perhaps it was done before the signal came
-            return log
+            return log, done
         expected = () if kill is None else CODES[kill.signal] + (() if kill.again is None else (-signal.SIGKILL,))
         if code not in expected:
             raise SystemExit(f"{kill}: ended in exit code {code}:\n{output}")
+        done.append(kill)
         log[f"{signal.Signals(kill.signal).name} {kill.moment or ('in a sweep' if of_sweep else 'any time')}"] += 1
 
 
@@ -262,9 +266,11 @@ def case(name: str, overrides: list[str], kills: int, chance: random.Random, scr
         if log.total() >= kills:
             return log, found
         folder = scratch / f"killed {index}"
-        log += kill_until_done(arguments, folder, kills - log.total(), lambda: plan(chance, counted, seconds))
+        counts, done = kill_until_done(arguments, folder, kills - log.total(), lambda: plan(chance, counted, seconds))
+        log += counts
         for job, reference in parts.items():
-            found += differences(reference, folder / job)
+            if unequal := differences(reference, folder / job):
+                found.append(f"{', '.join(unequal[:5])} after {', '.join(map(str, done))}")
     raise AssertionError
 
 
@@ -292,7 +298,7 @@ def main() -> int:
             counts, found = case(name, overrides, kills, chance, Path(scratch, name))
             log += counts
             unequal += bool(found)
-            verdict = "equal to the last bit" if not found else "DIFFERS: " + "; ".join(found[:5])
+            verdict = "equal to the last bit" if not found else "DIFFERS: " + "; ".join(found)
             print(f"{name} {' '.join(overrides)}: {counts.total()} kills: {verdict}", flush=True)
     for cause, count in sorted(log.items()):
         print(f"{count:5} {cause}")

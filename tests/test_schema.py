@@ -11,12 +11,14 @@ import lightning
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from tests.support import ESTIMATORS, read_rows, refusal, train
+from tests.support import ESTIMATORS, composed, read_rows, refusal, train
 from vi_lab import data, networks, schema
-from vi_lab.config import check_overrides, compose_job, resolved
+from vi_lab.config import check_added, check_overrides, compose_job, resolved
 from vi_lab.errors import UserError
-from vi_lab.schema import ACTIVATION, CONFIG_DIR, KEYS, WATCHABLE, Mark, has, leaves, marked, row
+from vi_lab.schema import ACTIVATION, CONFIG_DIR, KEYS, WATCHABLE, Mark, check, has, leaves, marked, row
 
 MISTAKES = {
     "estimator=gaussian latent=30x10": "gaussian does not work with a categorical latent.*latent=gaussian",
@@ -83,8 +85,26 @@ SEVERAL = [
 ]
 
 
-@pytest.mark.parametrize("overrides", [*NONSENSE.split(), *SEVERAL])
+@pytest.mark.parametrize("overrides", NONSENSE.split())
 def test_nonsense_is_refused_by_the_table_with_its_key_and_what_is_wanted(overrides: str) -> None:
+    """Put into a composed config: composing each would take Hydra half a minute in all."""
+    shipped = composed()
+    (override,) = OverridesParser.create().parse_overrides([overrides])
+    config = OmegaConf.create(composed())
+    OmegaConf.update(config, override.key_or_group, override.value())
+    values = resolved(config)
+
+    def checked() -> None:
+        check(values, shipped)
+        check_added(values, shipped)
+
+    with pytest.raises(UserError, match=r"wanted|is not taken") as caught:
+        checked()
+    assert override.key_or_group in str(caught.value)
+
+
+@pytest.mark.parametrize("overrides", [*SEVERAL, "temperature=1e300", "+trainer.num_nodes=2"])
+def test_nonsense_is_refused_by_the_command_too(overrides: str) -> None:
     with pytest.raises(UserError, match=r"wanted|is not taken") as caught:
         check_overrides("train", overrides.split(), multirun=False)
     path = overrides.split()[-1].lstrip("+").partition("=")[0]
