@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ESTIMATORS, TIME_LIMIT, run
+from tests.support import ESTIMATORS, TIME_LIMIT, config, run
 from tests.training.crash import SCRIPT, Crash, crashed, unequal
 from vi_lab import load_run
 from vi_lab.commands.resume import resume_run
@@ -63,6 +63,25 @@ def test_wherever_the_run_ends(
 
 
 # what trains on a CPU; 16-mixed is bf16-mixed there
+@pytest.mark.parametrize("name", OPTIONS)
+def test_stopped_at_the_end_of_an_epoch(
+    tmp_path: Path, whole: Whole, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*OPTIONS[name], "schedule=linear", "schedule.steps=20", "trainer.max_epochs=3", "data.batch_size=100"]
+    after = Checkpoints.on_train_epoch_end
+
+    def stop(self, trainer, module):
+        self.stop.requested = signal.SIGTERM
+        after(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_epoch_end", stop)
+        with pytest.raises(Interrupted):
+            run(config(*overrides), tmp_path)
+    resume_run(tmp_path, [])
+    assert unequal(whole(*overrides), tmp_path) == []
+
+
 PRECISIONS = {name: ["estimator=muprop"] for name in ("32-true", "64-true", "bf16-true", "bf16-mixed")}
 PRECISIONS["16-true"] = ["optimizer=sgd"]  # Adam's epsilon is 0 in float16
 

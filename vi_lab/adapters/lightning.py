@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from vi_lab.errors import UserError, one_line
 
-__all__ = ["complaints", "signals_are_ours", "silence"]
+__all__ = ["complaints", "resume_behind_epochs", "signals_are_ours", "silence"]
 
 HARMLESS = (
     "The number of training batches",  # points in TensorBoard may span epochs
@@ -56,6 +56,12 @@ def complaints(about: str = "") -> Iterator[None]:
         if not str(frame.f_globals.get("__name__")).startswith("lightning."):
             raise
         raise UserError(f"{about}{one_line(error)}") from error
+
+
+def resume_behind_epochs(trainer: lightning.Trainer) -> None:
+    """Where `max_steps` is set, Lightning takes every checkpoint for one within an epoch: resumed from one at the end
+    of an epoch, it would end that epoch a second time. Without it the place of the checkpoint counts."""
+    setattr(trainer.fit_loop, "_iteration_based_training", lambda: False)  # noqa: B010 (a method)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from vi_lab.adapters.lightning import complaints, silence
+from vi_lab.adapters.lightning import complaints, resume_behind_epochs, silence
 from vi_lab.build import instantiate
 from vi_lab.config import plain
 from vi_lab.console import Terminal
@@ -50,6 +50,7 @@ def build_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )
+    resume_behind_epochs(trainer)
     return trainer, recorder
 
 
