@@ -399,7 +399,11 @@ def main() -> int:
         return 0
     chosen = [f for f in FAULTS if not options.only or any(word in f.name for word in options.only)]
     allowed = {need: NEEDS[need]() for need in {fault.needs for fault in chosen}}
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # ignored, and so in what we start, where a shell starts us with &
+    for number in (
+        signal.SIGQUIT,
+        signal.SIGHUP,
+    ):  # ignored, and so in what we start, under nohup or with & in a script
+        signal.signal(number, signal.SIG_DFL)
     failed = skipped = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as name, ThreadPoolExecutor(options.jobs) as pool:
         scratch = Path(name)
