@@ -402,7 +402,7 @@ def main() -> int:
     for number in (
         signal.SIGQUIT,
         signal.SIGHUP,
-    ):  # ignored, and so in what we start, under nohup or with & in a script
+    ):  # ignored, and so in what we start, by nohup or with &
         signal.signal(number, signal.SIG_DFL)
     failed = skipped = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as name, ThreadPoolExecutor(options.jobs) as pool:
