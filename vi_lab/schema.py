@@ -268,6 +268,9 @@ KEYS: dict[str, Key] = {
 OPEN = ("trainer", "optimizer", "lr_scheduler", "callbacks", "logger", "hydra")
 """Nodes to which `+NODE.KEY=VALUE` may add: they reach constructors of other libraries."""
 
+MAY_BE_EMPTY = ("logger", "callbacks")
+"""Groups of which a run may have none."""
+
 INNER = ("_target_", "_partial_", "compatible_latents", "model", "hydra")
 """Keys that are not for users to set."""
 
@@ -378,6 +381,8 @@ def check(values: dict, shipped: dict) -> None:
     found = dict(leaves(values))
     for path in known:
         parts = path.split(".")
+        if parts[0] in MAY_BE_EMPTY:
+            continue
         if not any(".".join(parts[:end]) in found for end in range(1, len(parts) + 1)):
             gone = next(".".join(parts[:end]) for end in range(1, len(parts) + 1) if not _within(found, parts[:end]))
             raise UserError(f"{gone} is missing, which is needed; leave out ~{gone}")

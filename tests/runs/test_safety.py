@@ -27,7 +27,7 @@ from vi_lab.console import Terminal, Words
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
-from vi_lab.runs.trust import check_targets, load_checkpoint, read_bytes, seal
+from vi_lab.runs.trust import check_targets, load_checkpoint, read_bytes, refuse_links, seal
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.loggers import cut
 
@@ -526,3 +526,13 @@ def test_names_and_values_of_metrics(theirs: Path, capsys: pytest.CaptureFixture
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out + captured.err
     assert "\u202e" not in captured.out + captured.err
+
+
+def test_what_a_kill_leaves_of_the_best_checkpoint_is_no_strangers_link(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"x")
+    os.link(tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / ".best.ckpt.c7dd09469410847c.tmp")
+    refuse_links(tmp_path)
+    os.link(tmp_path / "checkpoints" / "last.ckpt", tmp_path / "metrics.csv")
+    with pytest.raises(ViLabError, match=r"metrics\.csv: a hard link"):
+        refuse_links(tmp_path)

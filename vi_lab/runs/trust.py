@@ -23,7 +23,8 @@ import yaml
 
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.archive import check_archive
-from vi_lab.schema import CONFIG_DIR, check_parts, check_range, leaves
+from vi_lab.runs.files import LEFTOVER
+from vi_lab.schema import CONFIG_DIR, MAY_BE_EMPTY, check_parts, check_range, leaves
 
 TRUSTED = re.compile(
     r"vi_lab\.(estimators\.\w+|latents|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
@@ -92,10 +93,6 @@ def check_loggers(values: dict, where: str) -> None:
                 f"{where}: logger.{name} writes or sends results to where this folder says; leave it out with "
                 f"logger=tensorboard or, where the run is your own, set VI_LAB_TRUST={name}"
             )
-
-
-MAY_BE_EMPTY = ("logger", "callbacks")
-"""Groups of which a run may have none."""
 
 
 @cache
@@ -249,8 +246,8 @@ def refuse_links(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink():
             inside(folder, str(path.relative_to(folder)))
-        elif path.is_dir() or path.suffix == ".ckpt":  # best.ckpt is another name; they are only ever replaced
-            continue
+        elif path.is_dir() or path.suffix == ".ckpt" or LEFTOVER.fullmatch(path.name):
+            continue  # best.ckpt is another name, as is what a kill leaves of it; they are only ever replaced
         elif not path.is_file():
             raise ViLabError(f"{path}: neither a file nor a folder, so nothing is written here; remove it")
         elif not is_own(path):
