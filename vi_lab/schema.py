@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from enum import Flag, auto
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -357,8 +358,8 @@ def check(values: dict, shipped: dict) -> None:
     Raises:
         UserError: an unknown or missing key, a wrong type, a value out of range, or parts that don't fit each other.
     """
-    known = dict(leaves(shipped))
-    for path, value in leaves(values):
+    known, found = dict(leaves(shipped)), dict(leaves(values))
+    for path, value in found.items():
         node, _, key = path.rpartition(".")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not abs(number) < LARGEST:
@@ -378,20 +379,19 @@ def check(values: dict, shipped: dict) -> None:
             continue
         if not _same_type(value, known[path]) or (value is None and known[path] is not None):
             raise UserError(f"{path}={_show(value)}: wanted {_WORDS.get(type(known[path]), 'another type')}")
-    found = dict(leaves(values))
+    nodes = {node for path in found for node in _path_to(path)}
     for path in known:
-        parts = path.split(".")
-        if parts[0] in MAY_BE_EMPTY:
-            continue
-        if not any(".".join(parts[:end]) in found for end in range(1, len(parts) + 1)):
-            gone = next(".".join(parts[:end]) for end in range(1, len(parts) + 1) if not _within(found, parts[:end]))
+        way = _path_to(path)
+        if way[0] not in MAY_BE_EMPTY and not any(node in found for node in way):
+            gone = next(node for node in way if node not in nodes)
             raise UserError(f"{gone} is missing, which is needed; leave out ~{gone}")
     if "estimator" in values:
         check_parts(values)
 
 
-def _within(found: dict, parts: list[str]) -> bool:
-    return any(path.split(".")[: len(parts)] == parts for path in found)
+def _path_to(path: str) -> list[str]:
+    """The nodes on the way to a key, and the key: a, a.b, a.b.c."""
+    return list(accumulate(path.split("."), "{}.{}".format))
 
 
 SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")

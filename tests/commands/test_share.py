@@ -37,6 +37,15 @@ def test_a_shared_run_names_no_machine_and_goes_on(
     assert unequal(Path("whole"), Path("copy")) == []
 
 
+def test_jobs_of_equal_names_in_two_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [*SMALL, "trainer.max_epochs=1", "evaluation.samples=null"]
+    assert cli.main(["train", *small, "hydra.run.dir=sweeps/a/0-job"]) == 0
+    shutil.copytree("sweeps/a", "sweeps/b")
+    assert cli.main(["share", "sweeps", "copy"]) == 0
+    assert sorted(path.name for path in Path("copy").iterdir()) == ["0-job", "0-job-2"]
+
+
 def test_what_still_tells_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

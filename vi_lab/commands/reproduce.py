@@ -14,7 +14,7 @@ from vi_lab.config import parse_values, plain, put_values
 from vi_lab.console import make_console
 from vi_lab.errors import Parser, UserError, ViLabError, printable
 from vi_lab.runs.environment import differences, threads_of
-from vi_lab.runs.files import claim, write_json
+from vi_lab.runs.files import claim, is_vacant, write_json
 from vi_lab.runs.run import Run, load_run
 from vi_lab.runs.trust import check_loggers, inside, load_checkpoint, read_text
 from vi_lab.schema import REPRODUCE, marked
@@ -62,7 +62,7 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
         target = Path(output)
         if target.is_symlink():
             raise UserError(f"--output {target}: a link; name the folder itself")
-        if target.exists() and any(target.iterdir()):
+        if not is_vacant(target):
             raise UserError(f"--output {target}: the folder is not empty")
         if (place := Path(os.path.abspath(target))).is_relative_to(theirs := Path(os.path.abspath(run.folder))):
             inside(theirs, str(place.relative_to(theirs)))

@@ -20,7 +20,7 @@ from vi_lab.adapters.tensorboard import EVENT_FILES
 from vi_lab.console import make_console
 from vi_lab.errors import Parser, UserError, printable
 from vi_lab.runs.evaluations import LATER
-from vi_lab.runs.files import CONFIG_FILE, replacing, write_bytes, write_json, write_text
+from vi_lab.runs.files import CONFIG_FILE, claim, is_vacant, replacing, write_bytes, write_json, write_text
 from vi_lab.runs.run import Run, find_runs
 from vi_lab.runs.trust import inside, load_checkpoint, read_bytes, read_json, read_text, read_yaml, save_checkpoint
 
@@ -57,14 +57,15 @@ def share(path: str, target: Path) -> int:
         UserError: there is no run, or the target holds something.
     """
     runs = find_runs([path])
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not is_vacant(target):
         raise UserError(f"{target}: not an empty folder")
     terminal = make_console()
     single = len(runs) == 1
     copied = [run for run in runs if (run.folder / CONFIG_FILE).is_file()]
     for run in copied:
-        copy(run, target if single else target / run.folder.name)
-    told = [f"{file} holds {word!r}" for file in sorted(target.rglob("*")) for word in _telling(file, names(copied))]
+        copy(run, target if single else claim(target / run.folder.name))  # sweeps have jobs of equal names
+    words = names(copied)
+    told = [f"{file} holds {word!r}" for file in sorted(target.rglob("*")) for word in _telling(file, words)]
     for line in told:
         terminal.say(f"! {printable(line)}: look at it before you share it", "yellow")
     terminal.say(f"{len(copied)} of {len(runs)} runs copied to {printable(target)}")

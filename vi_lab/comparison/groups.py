@@ -234,16 +234,14 @@ def read_record(run: Run) -> Record:
         and (report.get("split"), report.get("weights", "last")) == ("test", "last")
         and all(_is_number(report.get(name)) for name in ("samples", "images"))
     )
-    record = Record(run, {}, {}, chosen)
-    numbers = _numbers(record, {})
+    numbers = _numbers(run.final, {})
     if "test/loss" not in numbers:
         raise ViLabError("metrics.json has no finite test/loss")
-    return replace(record, numbers=numbers)
+    return Record(run, numbers, {}, chosen)
 
 
-def _numbers(record: Record, evaluation: dict[str, Any]) -> dict[str, float]:
+def _numbers(final: dict[str, float], evaluation: dict[str, Any]) -> dict[str, float]:
     """The final metrics, with those of an evaluation; the losses stay those of the end of training."""
-    final = record.run.final
     losses = {name: final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
     later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
     stored = {**final, **later, **losses}
@@ -262,7 +260,7 @@ def alike(records: list[Record]) -> list[Record]:
     for record in records:
         own = [e for e in record.evaluations if not shared or settings(e) in shared]
         best = max(own, key=settings, default={})
-        found.append(replace(record, evaluation=best, numbers=_numbers(record, best)))
+        found.append(replace(record, evaluation=best, numbers=_numbers(record.run.final, best)))
     return found
 
 

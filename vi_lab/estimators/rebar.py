@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vi_lab.distributions import discrete, from_logits, perturbed_logits, probabilities, tied_conditional, vertex
-from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
+from vi_lab.estimators.base import Cost, Estimate, GradientEstimator, positive
 from vi_lab.estimators.surrogates import with_gradient_of
 
 
@@ -39,9 +39,7 @@ class REBAR(GradientEstimator):
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, eta: float = 1.0) -> None:
         super().__init__(samples)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(positive(temperature, "temperature"))))
         self.eta = nn.Parameter(torch.tensor(float(eta)))
 
     def control(self, relaxed: Tensor, z: Tensor, cost: Cost, context: Tensor | None) -> Tensor:

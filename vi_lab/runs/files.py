@@ -43,6 +43,11 @@ def claim(folder: Path) -> Path:
     raise AssertionError  # the numbers do not end
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether there is nothing, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def scratch(path: Path) -> Path:
     """A name beside `path` that nobody can foresee: nothing waits there, such as a link to be written through."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
