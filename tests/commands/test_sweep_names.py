@@ -35,6 +35,17 @@ def test_job_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: 
     assert sorted(folder.name for folder in Path("sweep").glob("*-s0")) == names
 
 
+@pytest.mark.slow
+def test_two_parallel_sweeps_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
+    for place in (tmp_path / "a", tmp_path / "b"):
+        place.mkdir()
+        monkeypatch.chdir(place)
+        assert cli.main(["train", "-m", "seed=0,1", *TINY, *parallel]) == 0
+        assert len([*place.glob("sweep/*/metrics.json")]) == 2
+
+
 def test_nothing_but_estimator_and_seed_needs_no_more() -> None:
     assert swept_subdir(["estimator=gaussian,rloo", "seed=0,1", "temperature=0.5"]) is None
     assert swept_subdir(["temperature=0.5,1", "hydra.sweep.subdir=mine"]) is None

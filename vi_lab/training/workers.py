@@ -57,7 +57,15 @@ class StopSweep(Stop):
 
 
 def settle(folder: Path) -> None:
-    """Say of a sweep's jobs that were ended without a word that they were interrupted."""
+    """Let the workers of a sweep go, and say of its jobs that were ended without a word that they were interrupted.
+
+    Joblib would give the same workers to the next sweep of this process: in the directory where they were started,
+    and unwilling to begin a job where they were once told to stop.
+    """
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(kill_workers=True)
     for job in folder.glob("*"):
         run = Run(job)
         if run.state == "killed":
