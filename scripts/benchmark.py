@@ -28,6 +28,7 @@ from vi_lab.config import check_overrides
 from vi_lab.console import make_console
 from vi_lab.errors import ViLabError
 from vi_lab.schema import CONFIG_DIR
+from vi_lab.training.display import Voice
 from vi_lab.training.process import prepare_process
 from vi_lab.training.trainer import build_trainer
 
@@ -106,7 +107,7 @@ def lightning(config: OmegaConf, steps: int, folder: Path, checkpoints: list[flo
 
     def block() -> float:
         datamodule, model = build(config)
-        trainer, _ = build_trainer(config, folder, make_console(quiet=True))
+        trainer, _ = build_trainer(config, folder, Voice(make_console(quiet=True)))
         datamodule.load()
         started: list[float] = []
         trainer.callbacks[0].on_train_epoch_start = lambda *_: started.append(time.perf_counter())

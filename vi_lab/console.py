@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 import time
@@ -80,6 +81,33 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # what an ASCII terminal cannot show, such as ±, ends nothing
     return Terminal(**options) if sys.stdout.isatty() else Terminal(width=width, **options)
+
+
+@contextmanager
+def busy(terminal: Terminal, what: str) -> Iterator[None]:
+    """What takes seconds and cannot say how far it is: a spinner on a terminal, elsewhere a plain line."""
+    if terminal.is_terminal:
+        with terminal.status(Text(printable(what))):
+            yield
+    else:
+        terminal.say(what)
+        yield
+
+
+def load(*modules: str) -> None:
+    """Import what takes seconds, with a word on stdout; none where it is there already."""
+    if missing := [name for name in modules if name not in sys.modules]:
+        with busy(make_console(), f"loading {' and '.join(missing)}"):
+            for name in missing:
+                importlib.import_module(name)
+
+
+def duration(seconds: float) -> str:
+    """In words, as long as one waits: "40 s", "7 min", "2 h 5 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

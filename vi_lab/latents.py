@@ -51,6 +51,10 @@ class Latent(nn.Module, ABC):
         """Shown by `repr`: the shape of a sample."""
         return f"event_shape={self.event_shape}"
 
+    def describe(self) -> str:
+        """What a sample is, in words."""
+        return f"{type(self).__name__} of shape {'x'.join(map(str, self.event_shape))}"
+
 
 def _positive(**values: int) -> None:
     for name, value in values.items():
@@ -79,6 +83,10 @@ class Categorical(Latent):
         """Every class alike."""
         return Independent(one_hot_categorical(self.prior_logits), 1, validate_args=False)
 
+    def describe(self) -> str:
+        """As "30 variables of 10 classes"."""
+        return f"{self.event_shape[0]} variables of {self.event_shape[1]} classes"
+
 
 class Bernoulli(Latent):
     """`variables` independent binary variables; prior Bernoulli(1/2). Event (L,), values 0 and 1."""
@@ -100,6 +108,10 @@ class Bernoulli(Latent):
         """Probability 1/2."""
         q = distributions.Bernoulli(logits=self.prior_logits, validate_args=False)
         return Independent(q, 1, validate_args=False)
+
+    def describe(self) -> str:
+        """As "200 binary variables"."""
+        return f"{self.event_shape[0]} binary variables"
 
 
 class Gaussian(Latent):
@@ -125,6 +137,10 @@ class Gaussian(Latent):
         normal = distributions.Normal(self.prior_mean, torch.ones_like(self.prior_mean), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
+    def describe(self) -> str:
+        """As "20 Gaussian variables"."""
+        return f"{self.event_shape[0]} Gaussian variables"
+
 
 class VQ(Latent):
     """`variables` vectors of size `dim`, each the nearest of `classes` learned codes; uniform prior. Event (L, D).
@@ -149,3 +165,8 @@ class VQ(Latent):
     def prior(self) -> Distribution:
         """Every code alike, for each variable."""
         return UniformCodes(self.codebook, self.event_shape[0])
+
+    def describe(self) -> str:
+        """As "30 variables, each one of 10 codes in 8 dimensions"."""
+        (variables, dim), classes = self.event_shape, len(self.codebook)
+        return f"{variables} variables, each one of {classes} codes in {dim} dimensions"

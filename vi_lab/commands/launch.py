@@ -16,11 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
-from vi_lab.errors import UserError
+from vi_lab.console import load
+from vi_lab.errors import UserError, printable
 from vi_lab.runs.files import CONFIG_FILE, claim
 from vi_lab.runs.trust import check_loggers, check_targets
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.process import check_accelerators, main_process
+from vi_lab.training.sweep import sweeping
 from vi_lab.training.workers import StopSweep, settle
 
 Task = Callable[[DictConfig], Any]
@@ -78,7 +80,8 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")
     with nullcontext(Path(HydraConfig.get().sweep.dir)) if resuming else _own_folder("train", arguments) as sweep:
         try:
-            with StopSweep(sweep):
+            print(f"{len(configs)} job{'s' * (len(configs) != 1)} below {printable(sweep)}", flush=True)
+            with StopSweep(sweep), sweeping(len(configs)):
                 hand_over("train", task, arguments)
         finally:
             settle(sweep)
@@ -99,7 +102,8 @@ def checked(name: str, arguments: argparse.Namespace) -> list[dict]:
 def _rehearse(configs: list[dict]) -> None:
     """Find what only constructors know, before there is a folder."""
     if configs and main_process():
-        from vi_lab.training.rehearsal import rehearse  # seconds of imports, now that nothing else is wrong
+        load("torch", "lightning")  # now that nothing else is wrong
+        from vi_lab.training.rehearsal import rehearse
 
         rehearse(configs)
 

@@ -17,6 +17,7 @@ from vi_lab.config import only_asks, read_arguments
 from vi_lab.errors import one_line, printable
 from vi_lab.runs.run import finished
 from vi_lab.training.execution import execute
+from vi_lab.training.sweep import standing, time_left
 from vi_lab.training.workers import work
 
 
@@ -45,11 +46,13 @@ def task(config: DictConfig) -> float:
     sweep = of_hydra.mode == RunMode.MULTIRUN
     parallel = sweep and "BasicLauncher" not in of_hydra.launcher._target_
     resume, config.resume = config.resume is not None, None
-    label = f"{folder.name}: " if parallel else ""
+    label = f"{standing(of_hydra.job.num)}: " if sweep else ""
     try:
         if resume and (done := finished(folder)) is not None:
-            print(printable(f"{label}{folder} is completed"))
+            print(printable(f"{label}{folder.name if sweep else folder} is completed"))
             return done
+        if sweep:
+            print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir))}"), flush=True)
         words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
         job = partial(
             execute,
@@ -58,14 +61,13 @@ def task(config: DictConfig) -> float:
             command=shlex.join(["vi-lab", "train", *words]),
             workers=of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
             label=label,
+            bar=not parallel,
             resume=resume,
             hint=Path(of_hydra.sweep.dir) if sweep else None,
         )
         return work(job) if parallel else job()
     except BaseException as error:
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
-            print(
-                f"vi-lab train: job {of_hydra.job.num} ({printable(folder)}) failed: {one_line(error)}", file=sys.stderr
-            )
+            print(f"vi-lab train: {label}{printable(folder.name)} failed: {one_line(error)}", file=sys.stderr)
             raise
         raise Abort(error) from None

@@ -23,6 +23,9 @@ from typing import Any, BinaryIO
 CONFIG_FILE = "config_resolved.yaml"
 """What makes a folder a run folder."""
 
+LOG = "train.log"
+"""What a run has said, and what libraries log."""
+
 LAST = Path("checkpoints", "last.ckpt")
 """Where a run goes on from."""
 
@@ -135,6 +138,13 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file; never through a link, nor into what is no file."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 class Status:

@@ -1,4 +1,4 @@
-"""What happens around training: the temperature, the record (TensorBoard, CSV), the progress display."""
+"""What happens around training: the temperature, the record (TensorBoard, CSV), audits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch.nn.utils.parametrize import is_parametrized
 
 from vi_lab.audit import Bench
-from vi_lab.console import Terminal, Words
 from vi_lab.errors import ViLabError
 from vi_lab.estimators.base import temperature_of
 from vi_lab.models import VAE
@@ -234,90 +232,6 @@ class Recorder(Callback):
                     f"{ADVICE}; the last checkpoint is kept"
                 )
         return means
-
-
-class ProgressDisplay(Callback):
-    """A rich bar with the losses and the temperature on a terminal; one plain line per epoch elsewhere.
-
-    Values are read from the device at most four times a second, so a step costs no synchronization.
-    """
-
-    def __init__(self, terminal: Terminal, recorder: Recorder, bar: bool, label: str = "") -> None:
-        """label: begins each line, where several runs write to one terminal."""
-        self.terminal, self.recorder, self.show_bar, self.label = terminal, recorder, bar, label
-        self.progress: Progress | None = None
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Opens the bar, in the main process only."""
-        self.enabled = trainer.is_global_zero
-        if self.enabled and self.show_bar:
-            columns = (
-                Words("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                Words("{task.fields[values]}"),
-            )
-            progress = Progress(*columns, console=self.terminal, transient=True, refresh_per_second=4)
-            self.task = progress.add_task("", total=trainer.num_training_batches, values="")
-            progress.start()
-            self.progress = progress
-        self.next_update = 0.0
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Moves the bar, at most four times a second: the means have to be read from the device."""
-        if self.progress is None or (now := time.perf_counter()) < self.next_update:
-            return
-        self.next_update = now + 0.25
-        self.progress.update(
-            self.task,
-            description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
-            completed=batch_idx + 1,
-            values=self._summary(vae(pl_module).epoch_means.compute()),
-        )
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Says the epoch in one line, from the row that the recorder has just made."""
-        if self.enabled:
-            row, seconds = self.recorder.rows[-1], self.recorder.timing[-1]["seconds"]
-            line = f"{self.label}epoch {row['epoch']}/{_epochs(trainer)}  {self._summary(row)}  ({seconds:.1f} s)"
-            self.terminal.say(line)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Takes the bar away before the tables of the end are printed."""
-        self._stop()
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Takes the bar away, so that the error stands alone and the cursor comes back."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-
-    def _summary(self, values: dict[str, float]) -> str:
-        shown = {
-            "loss": values.get("train/loss"),
-            "unrelaxed": values.get("train/loss_unrelaxed"),
-            "val": values.get("val/loss"),
-            "test": values.get("test/loss"),
-            "temperature": self.recorder.temperature.value,
-        }
-        return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
-
-
-def _epochs(trainer: lightning.Trainer) -> int | str:
-    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
 
 
 class GradientAudit(Callback):

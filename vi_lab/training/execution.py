@@ -12,13 +12,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vi_lab.console import load
 from vi_lab.errors import Interrupted, UserError, one_line
-from vi_lab.runs.files import CONFIG_FILE, LAST, Status
+from vi_lab.runs.files import CONFIG_FILE, LAST, LOG, Status, append_text
 from vi_lab.runs.lock import LOCK, hold
 from vi_lab.training.process import main_process
 from vi_lab.training.signals import Stop
 
-BEFORE = {LOCK, ".hydra", "train.log"}
+BEFORE = {LOCK, ".hydra", LOG}
 """What stands in a run folder before the run does anything."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -67,6 +68,7 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))
+                append_text(folder / LOG, f"{one_line(error) or 'interrupted'}\n")
             alone, begun = hint is None, (folder / CONFIG_FILE).is_file()
             vain = isinstance(error, UserError) and not (folder / LAST).exists()
             if alone and fresh and (vain or not begun):
@@ -77,6 +79,8 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
 
 
 def _train(config: DictConfig, folder: Path, **options: Any) -> float:
+    if main_process() and not options.get("label"):  # of a sweep it was said before the first job
+        load("torch", "lightning")
     from vi_lab.training.session import Session  # seconds of imports, now that the folder is ours
 
     return Session(config, folder, **options).train()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vi_lab.adapters.lightning import complaints, signals_are_ours
 from vi_lab.audit import decoder_evaluations
 from vi_lab.build import build
-from vi_lab.console import image_bar, make_console
+from vi_lab.console import duration, image_bar, make_console
 from vi_lab.errors import Interrupted, UserError, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
@@ -23,6 +23,7 @@ from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
 from vi_lab.runs.trust import read_json
 from vi_lab.training import loggers
 from vi_lab.training.checkpoints import rewind
+from vi_lab.training.display import Voice
 from vi_lab.training.fit import check_fit
 from vi_lab.training.pictures import Pictures, project
 from vi_lab.training.process import main_process, prepare_process
@@ -42,7 +43,8 @@ class Session:
         folder: the run folder.
         command: recorded in the snapshot.
         workers: how many such jobs run at once on this machine (negative: one per core), to share out the cores.
-        label: begins each line, where several runs write to one terminal; then there is no progress bar.
+        label: of a sweep: which job speaks. Then the terminal gets what matters, and train.log the rest.
+        bar: shows progress where stdout is a terminal; jobs side by side have none.
         resume: go on from the folder's last checkpoint.
         stop: lets a signal stop training after a step.
     """
@@ -54,13 +56,15 @@ class Session:
         command: str = "",
         workers: int = 1,
         label: str = "",
+        bar: bool = True,
         resume: bool = False,
         stop: Stop | None = None,
     ) -> None:
-        self.config, self.folder, self.command, self.label = config, folder, command, label
+        self.config, self.folder, self.command = config, folder, command
         self.resume, self.stop = resume, stop or Stop()
         self.started = time.perf_counter()
-        self.terminal = make_console(quiet=not main_process())
+        terminal = make_console(quiet=not main_process())
+        self.voice = Voice(terminal, folder if main_process() else None, label, bar)
         self.snapshot = read_json(folder, "environment.json") if resume else {}
         self.device, self.threads = prepare_process(config, workers, threads_of(self.snapshot))
 
@@ -75,7 +79,7 @@ class Session:
         self.datamodule, self.model = build(self.config)
         self.record()
         self.announce()
-        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.terminal, self.label, self.stop)
+        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.voice, self.stop)
         checkpoint = self.rewind()
         self.stop.serve("before training")
         self.fit(checkpoint)
@@ -87,10 +91,6 @@ class Session:
             final |= self.evaluate()
             self.finish(final)
         return final.get("val/loss", final["test/loss"])
-
-    def say(self, text: str) -> None:
-        """A line on the terminal, with the run's label before it."""
-        self.terminal.say(f"{self.label}{text}")
 
     # --- before training ----------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class Session:
                 raise UserError(f"{self.folder}: the data are not those that the run began with; give data.root=FOLDER")
             changed = differences(self.snapshot, now)
             for difference in changed:
-                self.say(f"{printable(difference)}: the last digits may differ from an uninterrupted run")
+                self.voice.say(f"{printable(difference)}: the last digits may differ from an uninterrupted run")
             before = self.snapshot.get("resumed")
             now = {**self.snapshot, "resumed": [*(before if isinstance(before, list) else []), {"changed": changed}]}
         else:
@@ -118,23 +118,25 @@ class Session:
             write_json(self.folder / "environment.json", now)
 
     def announce(self) -> None:
-        """One line that says what is trained, on what and how."""
+        """One line that says what is trained, on what and how; in the log also when, and by which command."""
+        self.voice.note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.command}")
         config, data = self.config, self.config.data
         images = len(self.datamodule.load().train_images) - data.validation
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
         if self.model.estimator.multi_sample and self.model.estimator.samples == 1:
-            self.say("note: with one sample the importance-weighted bound is the ELBO")
-        self.say(
-            f"{config.name} seed {config.seed}: {self.model.latent} on {data.source} "
-            f"({images} images, {data.binarization} binarization), {optimizer}, {self.device}, {self.threads} threads"
+            self.voice.say("note: with one sample the importance-weighted bound is the ELBO")
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        self.voice.detail(
+            f"{config.name} seed {config.seed}: {self.model.latent.describe()} on {data.source} "
+            f"({images} images, {data.binarization} binarization), {optimizer}, {self.device}, {threads}"
         )
 
     def rewind(self) -> Path | None:
         """The checkpoint to go on from, with the folder put back to it; None where the run begins."""
         if not self.resume:
             return None
-        checkpoint = rewind(self.folder, self._fits, self.say, main_process())
-        self.say(f"goes on from {checkpoint}" if checkpoint else "no checkpoint yet: begins anew")
+        checkpoint = rewind(self.folder, self._fits, self.voice.say, main_process())
+        self.voice.say(f"goes on from {checkpoint}" if checkpoint else "no checkpoint yet: begins anew")
         return checkpoint
 
     def _fits(self, checkpoint: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ class Session:
                 self.model.to(device),
                 self.datamodule,
                 Settings("test", settings.samples, settings.images),
-                partial(image_bar, self.terminal, f"{self.label}evaluation: test"),
+                partial(image_bar, self.voice.terminal, f"{self.voice.label}evaluation: test"),
                 {"command": None, "device": device.type, "threads": torch.get_num_threads()},
                 final=True,
             )
@@ -194,18 +196,27 @@ class Session:
         # of the last row: Lightning counts an epoch that max_steps has cut short only where the run is resumed
         last = {name: self.recorder.rows[-1][name] for name in ("epoch", "step")}
         write_json(self.folder / "metrics.json", {**last, **final})
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-            if isinstance(callback, Pictures):
-                callback.finish(trainer, self.model)
-        if self.config.projector:
-            project(trainer, self.model)
+        if self.config.figures or self.config.projector:
+            with self.voice.wait("drawing the pictures"):
+                self.draw()
         for logger in trainer.loggers:
             logger.finalize("success")
         self.report(final)
 
+    def draw(self) -> None:
+        """The pictures of the end."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+            if isinstance(callback, Pictures):
+                callback.finish(self.trainer, self.model)
+        if self.config.projector:
+            project(self.trainer, self.model)
+
     def report(self, final: dict[str, float]) -> None:
         """What came out, and where to look."""
-        self.terminal.print(report(final))
-        seconds = time.perf_counter() - self.started
-        self.terminal.say(f"{seconds:.0f} s in all. Run folder: {self.folder}")
-        self.terminal.say(f"Curves: vi-lab board {shlex.quote(str(self.folder))}")
+        self.voice.detail(report(final))
+        seconds = duration(time.perf_counter() - self.started)
+        self.voice.detail(f"{seconds} in all. Run folder: {self.folder}")
+        self.voice.detail(f"Curves: vi-lab board {shlex.quote(str(self.folder))}")
+        if self.voice.label:
+            losses = [f"{name} {final[name]:.2f}" for name in ("val/loss", "test/loss", "test/nll") if name in final]
+            self.voice.say(f"{'  '.join(losses)}  nats  ({seconds})")

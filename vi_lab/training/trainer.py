@@ -12,23 +12,23 @@ from omegaconf import DictConfig
 from vi_lab.adapters.lightning import complaints, resume_behind_epochs, silence
 from vi_lab.build import instantiate
 from vi_lab.config import plain
-from vi_lab.console import Terminal
 from vi_lab.errors import UserError
 from vi_lab.schema import SHOWN, has, leaves
-from vi_lab.training.callbacks import GradientAudit, ProgressDisplay, Recorder, Temperature
+from vi_lab.training.callbacks import GradientAudit, Recorder, Temperature
 from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from vi_lab.training.display import ProgressDisplay, Voice
 from vi_lab.training.loggers import make_loggers
 from vi_lab.training.pictures import Pictures
 from vi_lab.training.signals import Stop
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, terminal: Terminal, label: str = "", stop: Stop | None = None
+    config: DictConfig, folder: Path, voice: Voice, stop: Stop | None = None
 ) -> tuple[lightning.Trainer, Recorder]:
     """The trainer and, of its callbacks, the one that keeps the record.
 
     Args:
-        label: begins each line, where several runs write to one terminal; then there is no progress bar.
+        voice: for the progress display.
         stop: lets a signal stop training after a step.
 
     Raises:
@@ -38,7 +38,7 @@ def build_trainer(
     callbacks = [
         recorder.temperature,
         recorder,
-        ProgressDisplay(terminal, recorder, terminal.is_terminal and not label, label),
+        ProgressDisplay(voice, recorder),
         *_watchers(config, folder, recorder),
         *[instantiate(node) for node in (config.get("callbacks") or {}).values()],
         _checkpoints(config, folder, recorder, stop or Stop()),
