@@ -138,6 +138,7 @@ def _swept(overrides: ListConfig, keys: ListConfig) -> str:
 
 
 OmegaConf.register_new_resolver("swept", _swept, replace=True)
+OmegaConf.register_new_resolver("numbered", lambda index, numbers: numbers[index], replace=True)
 
 
 _SHIPPED: dict[str, dict[tuple, dict]] = {}  # command -> choices -> their values as shipped

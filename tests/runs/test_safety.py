@@ -409,6 +409,32 @@ def test_sweeps(
     assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
 
 
+@pytest.mark.parametrize(
+    "subdir",
+    [
+        "../${hydra.job.num}",
+        "/elsewhere/${hydra.job.num}",
+        "${oc.env:HOME}/${hydra.job.num}",
+        "${hydra.runtime.cwd}/${hydra.job.num}",
+        "${paths.data_dir}/${hydra.job.num}",
+        "${numbered:${hydra.job.num},[0,0]}",
+        "${numbered:${hydra.job.num},[0,1,2]}",
+        None,
+    ],
+)
+def test_a_sweep_that_is_given_more(
+    tmp_path: Path, subdir: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = OmegaConf.create({"hydra": {**SWEEP["hydra"], "sweep": {"subdir": subdir}}, "seed": 0})
+    sweep.hydra.overrides.task += SMALL
+    Path("theirs").mkdir()
+    Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
+    refused(capsys, "train", "resume=theirs", "seed=0,1,2")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
+
+
 @pytest.mark.parametrize("command", [["train", "resume=theirs", "trainer.max_epochs=2"], ["reproduce", "theirs"]])
 @pytest.mark.parametrize(
     "logger",
