@@ -79,11 +79,20 @@ def _initialized() -> AbstractContextManager:
 
 def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
-    search = [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
     with _initialized():
-        config = compose(name, [*overrides, *search], return_hydra_config=True)
+        config = compose(name, [*overrides, *_searched(config_dir)], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
+
+
+def _searched(config_dir: str | None) -> list[str]:
+    return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+
+
+def choices(group: str, config_dir: str | None = None) -> list[str]:
+    """The names that a group has: shipped, of plugins, and of a folder of the user's own."""
+    with _initialized():
+        return GlobalHydra.instance().config_loader().get_group_options(group, overrides=_searched(config_dir))
 
 
 def quote(text: str) -> str:
@@ -129,6 +138,7 @@ def _swept(overrides: ListConfig, keys: ListConfig) -> str:
 
 
 OmegaConf.register_new_resolver("swept", _swept, replace=True)
+OmegaConf.register_new_resolver("numbered", lambda index, numbers: numbers[index], replace=True)
 
 
 _SHIPPED: dict[str, dict[tuple, dict]] = {}  # command -> choices -> their values as shipped

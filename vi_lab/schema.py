@@ -107,7 +107,7 @@ class Mark(Flag):
 
     RESUME = auto()  # may change where a run is resumed
     REPRODUCE = auto()  # may change where a run is repeated
-    SWEEP = auto()  # may change where a sweep is resumed
+    SWEEP = auto()  # may change where a sweep is resumed, besides those of RESUME
     AUDIT = auto()  # may be given where a run is audited, which says all the rest
     INCIDENTAL = auto()  # runs that differ in it are the same experiment, or repetitions of it
     SHOWN = auto()  # distinguishes runs in TensorBoard's table of hyperparameters
@@ -286,14 +286,14 @@ def row(path: str) -> Key | None:
 
 @cache
 def marked(mark: Mark) -> tuple[str, ...]:
-    """The keys that carry a mark, in the order of `KEYS`."""
-    return tuple(pattern for pattern, key in KEYS.items() if mark in key.marks)
+    """The keys that carry a mark, or one of several, in the order of `KEYS`."""
+    return tuple(pattern for pattern, key in KEYS.items() if mark & key.marks)
 
 
 def has(path: str, mark: Mark) -> bool:
-    """Whether a key carries a mark."""
+    """Whether a key carries a mark, or one of several."""
     key = row(path)
-    return key is not None and mark in key.marks
+    return key is not None and bool(mark & key.marks)
 
 
 # --- checking --------------------------------------------------------------------------------------------------------

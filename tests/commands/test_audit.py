@@ -37,6 +37,20 @@ def test_the_command_writes_tables_and_figures(
     assert "relative bias" in capsys.readouterr().out
 
 
+def test_estimators_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """One of a folder of the user's own has its name beside those that are shipped."""
+    monkeypatch.chdir(tmp_path)
+    Path("conf/estimator").mkdir(parents=True)
+    family = "defaults:\n  - family: score_function\n"
+    Path("conf/estimator/mine.yaml").write_text(f"{family}_target_: vi_lab.estimators.Reinforce\nsamples: 3\n")
+    options = ["audit.estimators=[mine,rloo]", "audit.samples=40", "hydra.run.dir=lab"]
+    assert cli.main(["audit", "--config-dir", "conf", *AUDIT, *options]) == 0
+    rows = json.loads(Path("lab/audit.json").read_text())["estimators"]
+    assert [row["estimator"] for row in rows if row["group"] == "logits"] == ["mine", "rloo"]
+    assert cli.main(["audit", *AUDIT, *options, "hydra.run.dir=other"]) == 2
+    assert "there is no mine (one of arm, concrete" in capsys.readouterr().err
+
+
 def test_the_command_on_a_terminal(tmp_path: Path) -> None:
     """With its progress bars, which a pipe does not show."""
     command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]

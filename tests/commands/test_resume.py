@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, read_rows, run, started
+from tests.support import SMALL, config, read_rows, refusal, run, started
 from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run
@@ -169,6 +170,63 @@ def test_an_interrupted_sweep_is_finished(
         assert "goes on from" in out
     for folder in Path("whole").glob("*-s*"):
         assert unequal(folder, Path("killed") / folder.name) == []
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two jobs of one epoch, without a word on seeds."""
+    monkeypatch.chdir(tmp_path)
+    overrides = [*SMALL, "trainer.max_epochs=1", "estimator=gumbel_softmax,rloo", "hydra.sweep.dir=sweep"]
+    assert cli.main(["train", "-m", *overrides]) == 0
+    return Path("sweep")
+
+
+def test_a_sweep_is_trained_longer_and_given_more_seeds(
+    sweep: Path, whole: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["train", "resume=sweep", "seed=0,1", "trainer.max_epochs=2"]) == 0
+    jobs = ["0-gumbel_softmax-s0", "1-rloo-s0", "2-gumbel_softmax-s1", "3-rloo-s1"]
+    assert sorted(path.name for path in sweep.glob("*-s*")) == jobs
+    for job in jobs:
+        _, estimator, seed = job.split("-")
+        assert unequal(whole(f"estimator={estimator}", f"seed={seed[1:]}"), sweep / job) == []
+    # its file is that of the whole sweep now: all jobs are found, and compared at the end
+    capsys.readouterr()
+    assert cli.main(["train", "resume=sweep"]) == 0
+    out = capsys.readouterr().out
+    assert [f"{job} is completed" in out for job in jobs] == [True] * 4
+    with (sweep / "comparison" / "comparison_runs.csv").open() as file:
+        assert {Path(row["folder"]).name for row in csv.DictReader(file)} == set(jobs)
+    assert cli.main(["train", "resume=sweep", "seed=range(3)"]) == 0
+    jobs += ["4-gumbel_softmax-s2", "5-rloo-s2"]
+    assert sorted(path.name for path in sweep.glob("*-s*")) == jobs
+    assert all(load_run(sweep / job).config.trainer.max_epochs == 2 for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1,2", "the job estimator=gumbel_softmax seed=0 would be missing: give all values that were swept"),
+        ("estimator=rloo", "the job estimator=gumbel_softmax seed=0 would be missing"),
+        ("estimator=gumbel_softmax,rloo,warp", "estimator=warp: no such choice"),
+        ("seed=0,-1", "seed=-1: wanted"),
+        ("temperature=0.5", "temperature cannot change with resume="),
+        ("trainer.max_epochs=1,2", "wanted one value"),
+        ("hydra.sweep.subdir=mine", "hydra.sweep.subdir cannot change with resume="),
+    ],
+)
+def test_what_a_sweep_is_not_given(sweep: Path, override: str, message: str, capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert message in refusal(capsys, "train", "resume=sweep", override)
+    assert before == {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+
+
+def test_a_sweep_is_not_trained_less(sweep: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "resume=sweep", "trainer.max_epochs=2"]) == 0
+    capsys.readouterr()
+    text = refusal(capsys, "train", "resume=sweep", "trainer.max_epochs=1")
+    assert "trainer.max_epochs=1: the jobs of this sweep have 2; wanted more" in text
 
 
 def test_folders_that_hold_something_are_not_written_over(

@@ -4,6 +4,7 @@ through every command that reads them."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -408,6 +409,32 @@ def test_sweeps(
     assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
 
 
+@pytest.mark.parametrize(
+    "subdir",
+    [
+        "../${hydra.job.num}",
+        "/elsewhere/${hydra.job.num}",
+        "${oc.env:HOME}/${hydra.job.num}",
+        "${hydra.runtime.cwd}/${hydra.job.num}",
+        "${paths.data_dir}/${hydra.job.num}",
+        "${numbered:${hydra.job.num},[0,0]}",
+        "${numbered:${hydra.job.num},[0,1,2]}",
+        None,
+    ],
+)
+def test_a_sweep_that_is_given_more(
+    tmp_path: Path, subdir: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = OmegaConf.create({"hydra": {**SWEEP["hydra"], "sweep": {"subdir": subdir}}, "seed": 0})
+    sweep.hydra.overrides.task += SMALL
+    Path("theirs").mkdir()
+    Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
+    refused(capsys, "train", "resume=theirs", "seed=0,1,2")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
+
+
 @pytest.mark.parametrize("command", [["train", "resume=theirs", "trainer.max_epochs=2"], ["reproduce", "theirs"]])
 @pytest.mark.parametrize(
     "logger",
@@ -455,6 +482,34 @@ def test_every_shipped_config_is_accepted(tmp_path: Path) -> None:
             (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
             assert load_run(folder).config.seed == 0
     assert len(find_runs([tmp_path])) > 40
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param([], id="basic"),
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_compares_what_it_has_run(
+    tmp_path: Path, launcher: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With classes of the user's own in some of its jobs; another command trusts its folder no more than any other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    source = "from vi_lab.estimators.reinforce import Reinforce\n\n\nclass Mine(Reinforce):\n    pass\n"
+    Path("sweptlib.py").write_text(source)
+    Path("conf/estimator").mkdir(parents=True)
+    Path("conf/estimator/mine.yaml").write_text("defaults: [reinforce]\n_target_: sweptlib.Mine\n")
+    small = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evaluation.samples=null"]
+    sweep = ["-m", "--config-dir", "conf", "estimator=mine,rloo", *small, *launcher, "hydra.sweep.dir=sweep"]
+    assert cli.main(["train", *sweep]) == 0
+    with Path("sweep/comparison/comparison_runs.csv").open() as file:
+        assert {row["group"] for row in csv.DictReader(file)} == {"mine", "rloo"}
+    capsys.readouterr()
+    assert cli.main(["compare", "sweep"]) == 0
+    assert "set VI_LAB_TRUST=sweptlib" in capsys.readouterr().out
 
 
 def test_classes_of_the_users_own(theirs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -19,13 +19,13 @@ from rich.text import Text
 
 from vi_lab.build import build, build_estimator, instantiate
 from vi_lab.commands.launch import Abort, launch
-from vi_lab.config import compose_job, plain, resolved
+from vi_lab.config import choices, compose_job, plain, resolved
 from vi_lab.console import Terminal, Words, make_console
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
 from vi_lab.runs.files import CONFIG_FILE, Status, write_csv, write_json, write_text
 from vi_lab.runs.run import Run, load_run, load_weights
-from vi_lab.schema import AUDIT, CONFIG_DIR, has, latent_kind, marked
+from vi_lab.schema import AUDIT, has, latent_kind, marked
 from vi_lab.training.process import prepare_process
 
 if TYPE_CHECKING:
@@ -83,14 +83,16 @@ def candidates(config: DictConfig) -> dict[str, dict]:
         UserError: an unknown name, or one that cannot work with the latent.
     """
     latent = latent_kind(plain(config))
-    shipped = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
+    sources = HydraConfig.get().runtime.config_sources
+    config_dir = next((source.path for source in sources if source.provider == "command-line"), None)
+    known = choices("estimator", config_dir)
     wanted = plain(config.audit.estimators)
     chosen = {}
-    for name in wanted or shipped:
-        if wanted and name not in shipped:
-            raise UserError(f"audit.estimators: there is no {name} (one of {', '.join(shipped)})")
+    for name in wanted or known:
+        if wanted and name not in known:
+            raise UserError(f"audit.estimators: there is no {name} (one of {', '.join(known)})")
         shared = [f"temperature={config.temperature}", f"objective.beta={config.objective.get('beta', 1.0)}"]
-        values = resolved(compose_job("train", [f"estimator={name}", *shared]))
+        values = resolved(compose_job("train", [f"estimator={name}", *shared], config_dir))
         accepted = values["compatible_latents"]
         if latent is None or latent in accepted:
             chosen[name] = values

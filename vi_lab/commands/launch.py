@@ -19,7 +19,7 @@ from vi_lab.config import check_overrides, explain, only_asks, quote, read_argum
 from vi_lab.console import load
 from vi_lab.errors import UserError, printable
 from vi_lab.runs.files import CONFIG_FILE, claim
-from vi_lab.runs.trust import check_loggers, check_targets
+from vi_lab.runs.trust import check_loggers, check_targets, trusting
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.process import check_accelerators, main_process
 from vi_lab.training.sweep import sweeping
@@ -88,7 +88,8 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
             if (sweep / "multirun.yaml").is_file():
                 from vi_lab.comparison.publish import summarize
 
-                summarize(sweep)
+                with trusting(configs):
+                    summarize(sweep)
     return 0
 
 

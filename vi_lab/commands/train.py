@@ -12,10 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vi_lab.commands.launch import Abort, launch_training
-from vi_lab.commands.resume import resume_run, resume_sweep, stored_config
+from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
 from vi_lab.config import only_asks, read_arguments
 from vi_lab.errors import one_line, printable
-from vi_lab.runs.run import finished
 from vi_lab.training.execution import execute
 from vi_lab.training.sweep import standing, time_left
 from vi_lab.training.workers import work
@@ -48,7 +47,7 @@ def task(config: DictConfig) -> float:
     resume, config.resume = config.resume is not None, None
     label = f"{standing(of_hydra.job.num)}: " if sweep else ""
     try:
-        if resume and (done := finished(folder)) is not None:
+        if resume and (done := completed(folder, stored_config(folder, config))) is not None:
             print(printable(f"{label}{folder.name if sweep else folder} is completed"))
             return done
         if sweep:
@@ -56,7 +55,7 @@ def task(config: DictConfig) -> float:
         words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
         job = partial(
             execute,
-            stored_config(folder, config) if resume else config,
+            config,
             folder,
             command=shlex.join(["vi-lab", "train", *words]),
             workers=of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
