@@ -22,7 +22,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, jobs_of_sweep
-from vi_lab.errors import Parser, UserError, one_line
+from vi_lab.arguments import Parser, split_folders
+from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
@@ -36,6 +37,8 @@ def explain(error: Exception, compose_without: Callable[[str], DictConfig] | Non
     """
     text = str(error).split("Config search path:")[0].split("\nSee https://")[0]
     if isinstance(error, OverrideParseException):
+        if Path(error.override).is_dir():
+            return f"{error.override} is a folder; resume={error.override} goes on with the run or the sweep in it"
         return f"cannot read the override {error.override!r}; write KEY=VALUE, and quote values with spaces or commas"
     if found := re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '.+?':\s+(.*)", text, re.DOTALL):
         group, choice, rest = found.groups()
@@ -180,15 +183,24 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     return configs
 
 
-def read_arguments(argv: list[str]) -> argparse.Namespace:
+def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace:
     """Hydra's flags and overrides, in any order.
 
+    Args:
+        folders: words may name folders, as run= does.
+
     Raises:
-        UserError: an unknown flag.
+        UserError: an unknown flag, or folders in both ways.
     """
     parser = Parser(parents=[argument_parser()], add_help=False)
     arguments = parser.parse_intermixed_args(argv)
-    arguments.overrides = [_quote_unicode(override) for override in arguments.overrides]
+    found, others = split_folders(arguments.overrides) if folders else ([], arguments.overrides)
+    arguments.overrides = [_quoted(override) for override in others]
+    if found and any(override.startswith("run=") for override in others):
+        raise UserError(f"{found[0]} and run=: name all folders in one of the two ways")
+    if found:
+        named = ",".join(map(quote, found))
+        arguments.overrides.append(f"run={named}" if len(found) == 1 else f"run=[{named}]")
     return arguments
 
 
@@ -261,10 +273,10 @@ def only_asks(arguments: argparse.Namespace) -> bool:
     return any((arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion))
 
 
-def _quote_unicode(override: str) -> str:
-    """Hydra's grammar takes text beyond ASCII in quotes only; a path such as /home/jürgen should need none."""
+def _quoted(override: str) -> str:
+    """Hydra's grammar takes text beyond ASCII or with = in quotes only; /home/jürgen/0-lr=1 should need none."""
     key, equals, value = override.partition("=")
-    bare = equals and not value.isascii() and not re.search(r"[,\[\](){}'\"]", value)
+    bare = equals and (not value.isascii() or "=" in value) and not re.search(r"[,\[\](){}'\"]", value)
     return f"{key}={quote(value)}" if bare else override
 
 

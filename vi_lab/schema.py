@@ -131,7 +131,13 @@ KEYS: dict[str, Key] = {
     "hydra": Key(TEXT, AUDIT),
     "debug": Key(FLAG, _EVERYWHERE),
     "threads": Key(_optional(_whole(1, 1024)), _EVERYWHERE),
-    "run": Key(_text("a run folder"), AUDIT),
+    "run": Key(
+        Rule(
+            lambda v: v is None or isinstance(v, str) or (isinstance(v, list) and all(isinstance(i, str) for i in v)),
+            "a folder, or a list of them",
+        ),
+        AUDIT,
+    ),
     "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL),
     "weights": Key(_one_of("last", "best")),
     "split": Key(_one_of("test", "val")),

@@ -62,6 +62,8 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: the folder is none, or an override would make it another model.
     """
+    if not isinstance(config.run, str):
+        raise UserError("wanted one run folder")
     stored = load_run(config.run).config
     stored.data.download = False  # nothing is fetched on the word of somebody else's folder
     for override in OverridesParser.create().parse_overrides(overrides):

@@ -1,13 +1,11 @@
-"""`vi-lab compare PATHS...`: finished runs against each other; writes tables, curves and a page."""
+"""`vi-lab compare FOLDER...`: finished runs against each other; writes tables, curves and a page."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from vi_lab.comparison.compare import compare
-from vi_lab.comparison.publish import publish
-from vi_lab.errors import Parser
+from vi_lab.arguments import Parser, folder_of
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import find_runs
 from vi_lab.runs.trust import inside
@@ -24,24 +22,33 @@ def default_folder(paths: list[str]) -> Path:
     return Path("outputs") / "comparison" / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def parser() -> Parser:
+    """The arguments."""
+    parser = Parser(
+        prog="vi-lab compare",
+        description="Means over seeds, paired differences and curves of finished runs. Groups are ordered by "
+        "val/loss and reported on the test images; unfinished runs are named.",
+    )
+    what = "run folders, sweep folders, patterns (outputs); run=FOLDER is the same"
+    parser.add_argument("paths", nargs="*", metavar="FOLDER", type=folder_of, help=what)
+    parser.add_argument("--reference", metavar="NAME", help="the group that others are held against (the best one)")
+    parser.add_argument("--select", action="store_true", help="only the best setting of each estimator, by val/loss")
+    parser.add_argument("--adjust", action="store_true", help="intervals that hold all at once, not each on its own")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the files go (FOLDER/comparison)")
+
+    return parser
+
+
 def main(argv: list[str]) -> int:
     """Compare finished runs; print the tables and write the files.
 
     Raises:
         UserError: no run, no such reference, or none that has finished.
     """
-    parser = Parser(
-        prog="vi-lab compare",
-        description="Means over seeds, paired differences and curves of finished runs. Groups are ordered by "
-        "val/loss and reported on the test images; unfinished runs are named.",
-    )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="run folders, sweep folders, patterns (outputs)")
-    parser.add_argument("--reference", metavar="NAME", help="the group that others are held against (the best one)")
-    parser.add_argument("--select", action="store_true", help="only the best setting of each estimator, by val/loss")
-    parser.add_argument("--adjust", action="store_true", help="intervals that hold all at once, not each on its own")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the files go (PATH/comparison)")
+    arguments = parser().parse_args(argv)
+    from vi_lab.comparison.compare import compare  # a second of imports, now that nothing is wrong
+    from vi_lab.comparison.publish import publish
 
-    arguments = parser.parse_args(argv)
     comparison = compare(
         find_runs(arguments.paths or ["outputs"]), arguments.reference, arguments.select, arguments.adjust
     )

@@ -43,7 +43,7 @@ def launch(name: str, task: Task, argv: list[str]) -> int:
     Raises:
         UserError: a mistake in the overrides, before anything heavy is imported.
     """
-    arguments = read_arguments(argv)
+    arguments = read_arguments(argv, folders=True)
     if only_asks(arguments):
         hand_over(name, task, arguments)
         return 0
