@@ -22,6 +22,11 @@ class Parser(argparse.ArgumentParser):
         """
         raise UserError(f"{message}; --help shows what there is")
 
+    @property
+    def options(self) -> dict[str, argparse.Action]:
+        """What each flag does, by all its names."""
+        return {flag: action for action in self._actions for flag in action.option_strings}
+
 
 def folder_of(word: str) -> str:
     """The folder, or the pattern, that FOLDER or run=FOLDER names: a `type` for argparse."""
@@ -31,7 +36,8 @@ def folder_of(word: str) -> str:
 def split_folders(words: Iterable[str]) -> tuple[list[str], list[str]]:
     """Folders, given as FOLDER, and all other words. What is there is a folder, whatever its name looks like: jobs of
     sweeps are called 0-rloo-temperature=0.5-s0."""
-    folders, others = [], []
+    folders: list[str] = []
+    others: list[str] = []
     for word in words:
         is_folder = _is_there(word) or ("=" not in word and not word.startswith(("+", "~")))
         (folders if is_folder else others).append(word)

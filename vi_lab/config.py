@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, jobs_of_sweep
+from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, jobs_of_sweep
 from vi_lab.arguments import Parser, split_folders
 from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
@@ -80,11 +80,14 @@ def _initialized() -> AbstractContextManager:
     return initialize_config_dir(str(CONFIG_DIR), version_base=VERSION_BASE)
 
 
+def _search_path(config_dir: str | None) -> list[str]:
+    return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+
+
 def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
-    search = [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
     with _initialized():
-        config = compose(name, [*overrides, *search], return_hydra_config=True)
+        config = compose(name, [*overrides, *_search_path(config_dir)], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
 
@@ -132,6 +135,19 @@ def _swept(overrides: ListConfig, keys: ListConfig) -> str:
 
 
 OmegaConf.register_new_resolver("swept", _swept, replace=True)
+
+
+def complete_override(name: str, word: str, before: list[str], multirun: bool, config_dir: str | None) -> list[str]:
+    """The overrides, or the beginnings of some, with which `word` goes on.
+
+    Args:
+        name: of the command.
+        before: the overrides that stand before it; where they cannot be composed, it is completed without them.
+    """
+    for words in (before, []):
+        with suppress(HydraException, OmegaConfBaseException), _initialized():
+            return completions(name, word, [*words, *_search_path(config_dir)], multirun)
+    return []
 
 
 _SHIPPED: dict[str, dict[tuple, dict]] = {}  # command -> choices -> their values as shipped
@@ -183,6 +199,11 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     return configs
 
 
+def flags_parser() -> Parser:
+    """Hydra's flags, with our errors."""
+    return Parser(parents=[argument_parser()], add_help=False)
+
+
 def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace:
     """Hydra's flags and overrides, in any order.
 
@@ -192,8 +213,7 @@ def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace
     Raises:
         UserError: an unknown flag, or folders in both ways.
     """
-    parser = Parser(parents=[argument_parser()], add_help=False)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = flags_parser().parse_intermixed_args(argv)
     found, others = split_folders(arguments.overrides) if folders else ([], arguments.overrides)
     arguments.overrides = [_quoted(override) for override in others]
     if found and any(override.startswith("run=") for override in others):

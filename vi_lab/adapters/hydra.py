@@ -1,4 +1,4 @@
-"""Hydra, beyond its public interface: its argument parser, its sweeper as a function, and a start without `sys.argv`.
+"""Hydra, beyond its public interface: its argument parser, completion, its sweeper, and a start without `sys.argv`.
 
 Checked against hydra-core 1.3.
 """
@@ -18,6 +18,8 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+from hydra.types import RunMode
 
 from vi_lab.errors import UserError
 
@@ -63,6 +65,21 @@ def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:
         raise UserError(f"the sweep has {jobs:,.0f} jobs, more than {MOST_JOBS:,}; leave some values out")
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
+
+
+def completions(config_name: str, word: str, before: list[str], multirun: bool) -> list[str]:
+    """Groups, choices, keys and values that begin with `word`, as Hydra's own plugins for shells know them. Hydra must
+    be initialized.
+
+    Args:
+        before: overrides that stand before the word.
+    """
+    plugin = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
+    groups, exact = plugin._query_config_groups(word, config_name, before)
+    if exact:
+        return groups
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    return [*groups, *plugin._get_matches(plugin.config_loader.load_configuration(config_name, before, mode), word)]
 
 
 def _choices(override: Override) -> float:
