@@ -21,7 +21,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, jobs_of_sweep
+from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, groups, jobs_of_sweep
 from vi_lab.arguments import Parser, split_folders
 from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
@@ -135,6 +135,12 @@ def _swept(overrides: ListConfig, keys: ListConfig) -> str:
 
 
 OmegaConf.register_new_resolver("swept", _swept, replace=True)
+
+
+def choices_of_groups(name: str, config_dir: str | None) -> dict[str, list[str]]:
+    """The choices of each group, for the command `name`."""
+    with _initialized():
+        return groups(name, _search_path(config_dir))
 
 
 def complete_override(name: str, word: str, before: list[str], multirun: bool, config_dir: str | None) -> list[str]:

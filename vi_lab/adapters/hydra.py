@@ -16,6 +16,7 @@ from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
@@ -65,6 +66,15 @@ def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:
         raise UserError(f"the sweep has {jobs:,.0f} jobs, more than {MOST_JOBS:,}; leave some values out")
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
+
+
+def groups(config_name: str, overrides: list[str]) -> dict[str, list[str]]:
+    """The choices of every group but Hydra's own. Hydra must be initialized."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    names = sorted(name for name in hydra.list_all_config_groups() if name.partition("/")[0] != "hydra")
+    choices = hydra.config_loader.get_group_options
+    return {name: sorted(choices(name, ObjectType.CONFIG, config_name, overrides)) for name in names}
 
 
 def completions(config_name: str, word: str, before: list[str], multirun: bool) -> list[str]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
+from vi_lab.commands.help import help_text
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.errors import UserError
 from vi_lab.runs.files import CONFIG_FILE, claim
@@ -107,6 +108,9 @@ def _rehearse(configs: list[dict]) -> None:
 def hand_over(name: str, task: Task, arguments: argparse.Namespace) -> None:
     """Let Hydra go on, with its errors as ours."""
     try:
+        if arguments.help:
+            print(help_text(name, arguments))
+            return
         start(task, arguments, CONFIG_DIR, name)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
