@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.types import RunMode
 
@@ -27,6 +28,16 @@ from vi_lab.errors import UserError
 VERSION_BASE = "1.3"
 MOST_JOBS = 10_000
 """Of a sweep; each is composed and checked before the first starts, some five a second."""
+
+
+def _outcome(job: JobReturn) -> Any:
+    """What a job of a sweep has returned, or its error, without a report of Hydra's own: ours stands there already."""
+    if job.status == JobStatus.COMPLETED:
+        return job._return_value
+    raise job._return_value
+
+
+JobReturn.return_value = JobReturn.return_value.getter(_outcome)  # type: ignore[method-assign, attr-defined]
 
 
 def argument_parser() -> argparse.ArgumentParser:

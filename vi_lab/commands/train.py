@@ -15,7 +15,7 @@ from vi_lab.arguments import unquote
 from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.resume import resume_run, resume_sweep, stored_config
 from vi_lab.config import only_asks, read_arguments
-from vi_lab.errors import one_line, printable
+from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.run import finished
 from vi_lab.training.execution import execute
 from vi_lab.training.workers import work
@@ -64,5 +64,6 @@ def task(config: DictConfig) -> float:
             print(
                 f"vi-lab train: job {of_hydra.job.num} ({printable(folder)}) failed: {one_line(error)}", file=sys.stderr
             )
-            raise
+            failed = UserError if isinstance(error, UserError) else ViLabError
+            raise failed(f"job {of_hydra.job.num} has failed, as said above") from error
         raise Abort(error) from None
