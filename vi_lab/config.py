@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, groups, jobs_of_sweep
-from vi_lab.arguments import Parser, split_folders
+from vi_lab.arguments import Parser, split_folders, unquote
 from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
 
@@ -302,6 +302,8 @@ def only_asks(arguments: argparse.Namespace) -> bool:
 def _quoted(override: str) -> str:
     """Hydra's grammar takes text beyond ASCII or with = in quotes only; /home/jürgen/0-lr=1 should need none."""
     key, equals, value = override.partition("=")
+    if key == "notes" and value not in ("", "null") and unquote(value) == value:
+        return f"notes={quote(value)}"  # a text, whatever is in it
     bare = equals and (not value.isascii() or "=" in value) and not re.search(r"[,\[\](){}'\"]", value)
     return f"{key}={quote(value)}" if bare else override
 
@@ -319,7 +321,7 @@ def parse_values(overrides: list[str], mark: Mark, command: str) -> list[tuple[s
     """
     accepted = marked(mark)
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = OverridesParser.create().parse_overrides([_quoted(override) for override in overrides])
     except HydraException as error:
         raise UserError(explain(error)) from error
     for override in parsed:

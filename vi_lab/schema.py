@@ -97,6 +97,10 @@ NAMES = Rule(
     lambda v: isinstance(v, list) and v != [] and all(isinstance(i, str) for i in v),
     "a list of names such as [gumbel_softmax,rloo]",
 )
+TAGS = _list_of(
+    Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[\w.+-]{1,40}", v) is not None, ""),
+    "a list of words of letters, digits and _.+- such as [paper,baseline]",
+)
 ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
 PRECISIONS = ("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
 
@@ -151,6 +155,11 @@ KEYS: dict[str, Key] = {
             "a name that can be a folder's: printable, without slashes",
         ),
         INCIDENTAL | AUDIT,
+    ),
+    "tags": Key(TAGS, RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN),
+    "notes": Key(
+        Rule(lambda v: v is None or (isinstance(v, str) and len(v) <= 10_000), "a text of up to 10,000 characters"),
+        RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN,
     ),
     "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN),
     # data
