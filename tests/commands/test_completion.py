@@ -72,6 +72,7 @@ COMPLETED = {
     "vi-lab train logger=[tensorboard,c": ["logger=[tensorboard,csv"],
     "vi-lab train objective.kl=": ["objective.kl=analytic", "objective.kl=monte_carlo", "objective.kl=path"],
     "vi-lab train figures=f": ["figures=false"],
+    "vi-lab train network.encoder.hid": ["network.encoder.hidden="],
     "vi-lab train latent._": [],
     "vi-lab train --mul": ["--multirun"],
     "vi-lab train --cfg j": ["job"],

@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from vi_lab.errors import UserError
 
@@ -100,7 +101,10 @@ def completions(config_name: str, word: str, before: list[str], multirun: bool) 
     if exact:
         return groups
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-    return [*groups, *plugin._get_matches(plugin.config_loader.load_configuration(config_name, before, mode), word)]
+    config = plugin.config_loader.load_configuration(config_name, before, mode)
+    keys = plugin._get_matches(config, word)
+    lists = {key for key in keys if key.endswith(".") and OmegaConf.is_list(OmegaConf.select(config, key[:-1]))}
+    return [*groups, *(f"{key[:-1]}=" if key in lists else key for key in keys)]  # a list is given as a whole
 
 
 def _choices(override: Override) -> float:

@@ -27,6 +27,7 @@ def parser() -> Parser:
     """The arguments."""
     parser = Parser(
         prog="vi-lab reproduce",
+        usage="vi-lab reproduce RUN [KEY=VALUE ...] [--output FOLDER]",
         description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
         "last bit; 1: not, and by how much, and what differs of code, versions, hardware, threads and data.",
     )
