@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support import TIME_LIMIT
 from vi_lab import cli
+from vi_lab.commands.help import read_comments
+from vi_lab.schema import CONFIG_DIR
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["trian"], ["train", "--help"], ["train", "estimator=gumbl"], []])
@@ -22,12 +25,38 @@ def test_help_and_mistakes_do_not_import_torch(arguments: list[str]) -> None:
 
 
 def test_help_names_groups_and_examples(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as exit_code:  # Hydra leaves by itself
-        cli.main(["train", "--help"])
-    assert exit_code.value.code in (0, None)
+    assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     for word in ("estimator: arm, ", "latent: ", "EXAMPLES", "max_epochs: 10"):
         assert word in text
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "audit"])
+def test_help_explains_keys_in_eighty_columns(command: str, capsys: pytest.CaptureFixture) -> None:
+    """The comments of the yaml files are the only place where keys are explained."""
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    words = " ".join(text.split())
+    comments = read_comments(CONFIG_DIR / f"{command}.yaml")
+    shown = {key: comment for key, comment in comments.items() if key.split(".")[0] not in ("hydra", "defaults")}
+    assert len(shown) > 8
+    assert [comment for comment in shown.values() if " ".join(comment.split()) not in words] == []
+
+
+def test_help_follows_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("# Of my own.\ndefaults: [digits]\nvalidation: 30 # a few\n")
+    assert cli.main(["train", "--help", "--config-dir", str(tmp_path), "data=mine", "schedule=exponential"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^data: +Of my own\.$", text, re.MULTILINE)
+    assert re.search(r"^  validation: 30 +a few$", text, re.MULTILINE)
+    assert re.search(r"^  batch_size: 100 +per device$", text, re.MULTILINE)  # from the file that mine builds on
+    assert "floor: 0.5" in text
+    assert "digits, fashion_mnist, kmnist, mine, mnist" in text
+    assert cli.main(["train", "--help", "estimator=typo"]) == 2
 
 
 def test_mistyped_command(capsys: pytest.CaptureFixture) -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vi_lab"
 
 ROOMS = [
     {"version", "errors", "adapters"},
-    {"console", "schema", "seeding", "distributions", "schedules"},
+    {"arguments", "console", "schema", "seeding", "distributions", "schedules"},
     {"estimators"},
     {"latents", "likelihoods", "networks", "objectives", "data"},
     {"models", "evaluation", "audit"},

@@ -10,18 +10,9 @@ import traceback
 from contextlib import suppress
 from typing import TextIO
 
+from vi_lab.commands import COMMANDS
 from vi_lab.errors import UserError, ViLabError, lacks_memory, one_line, printable
 from vi_lab.version import __version__
-
-COMMANDS = {
-    "train": ("vi_lab.commands.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
-    "evaluate": ("vi_lab.commands.evaluate", "likelihood, bounds and latent use of trained models"),
-    "audit": ("vi_lab.commands.audit", "how biased and how noisy each estimator is, at the weights of a model"),
-    "compare": ("vi_lab.commands.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
-    "board": ("vi_lab.commands.board", "TensorBoard on this machine, over all runs below a folder"),
-    "share": ("vi_lab.commands.share", "copy runs without what tells whose machine they were made on"),
-    "reproduce": ("vi_lab.commands.reproduce", "repeat a run from its folder alone and compare bit by bit"),
-}
 
 LONGEST = 2000
 """Characters of a message: a value in it may be a stranger's."""
@@ -34,6 +25,8 @@ commands:
 {chr(10).join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())}
 
 --debug shows the traceback of an error.
+eval "$(vi-lab -sc install=bash)" lets TAB complete commands, groups, choices,
+keys and folders; also install=zsh, and vi-lab -sc install=fish | source.
 
 examples:
   vi-lab train estimator=gumbel_softmax schedule=exponential latent=30x10 seed=1
@@ -73,6 +66,8 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(__version__)
         return 0
+    if any(word in ("-sc", "--shell-completion") for word in arguments[:2]):  # also behind a command, as in Hydra
+        return importlib.import_module("vi_lab.commands.completion").main(arguments)
     command, *rest = arguments
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)

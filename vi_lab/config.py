@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, jobs_of_sweep
-from vi_lab.errors import Parser, UserError, one_line
+from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, groups, jobs_of_sweep
+from vi_lab.arguments import Parser, split_folders, unquote
+from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
@@ -36,6 +37,8 @@ def explain(error: Exception, compose_without: Callable[[str], DictConfig] | Non
     """
     text = str(error).split("Config search path:")[0].split("\nSee https://")[0]
     if isinstance(error, OverrideParseException):
+        if Path(error.override).is_dir():
+            return f"{error.override} is a folder; resume={error.override} goes on with the run or the sweep in it"
         return f"cannot read the override {error.override!r}; write KEY=VALUE, and quote values with spaces or commas"
     if found := re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '.+?':\s+(.*)", text, re.DOTALL):
         group, choice, rest = found.groups()
@@ -77,22 +80,16 @@ def _initialized() -> AbstractContextManager:
     return initialize_config_dir(str(CONFIG_DIR), version_base=VERSION_BASE)
 
 
-def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
-    with _initialized():
-        config = compose(name, [*overrides, *_searched(config_dir)], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    return config
-
-
-def _searched(config_dir: str | None) -> list[str]:
+def _search_path(config_dir: str | None) -> list[str]:
     return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
 
 
-def choices(group: str, config_dir: str | None = None) -> list[str]:
-    """The names that a group has: shipped, of plugins, and of a folder of the user's own."""
+def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
     with _initialized():
-        return GlobalHydra.instance().config_loader().get_group_options(group, overrides=_searched(config_dir))
+        config = compose(name, [*overrides, *_search_path(config_dir)], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return config
 
 
 def quote(text: str) -> str:
@@ -139,6 +136,25 @@ def _swept(overrides: ListConfig, keys: ListConfig) -> str:
 
 OmegaConf.register_new_resolver("swept", _swept, replace=True)
 OmegaConf.register_new_resolver("numbered", lambda index, numbers: numbers[index], replace=True)
+
+
+def choices_of_groups(name: str, config_dir: str | None) -> dict[str, list[str]]:
+    """The choices of each group, for the command `name`."""
+    with _initialized():
+        return groups(name, _search_path(config_dir))
+
+
+def complete_override(name: str, word: str, before: list[str], multirun: bool, config_dir: str | None) -> list[str]:
+    """The overrides, or the beginnings of some, with which `word` goes on.
+
+    Args:
+        name: of the command.
+        before: the overrides that stand before it; where they cannot be composed, it is completed without them.
+    """
+    for words in (before, []):
+        with suppress(HydraException, OmegaConfBaseException), _initialized():
+            return completions(name, word, [*words, *_search_path(config_dir)], multirun)
+    return []
 
 
 _SHIPPED: dict[str, dict[tuple, dict]] = {}  # command -> choices -> their values as shipped
@@ -190,15 +206,28 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     return configs
 
 
-def read_arguments(argv: list[str]) -> argparse.Namespace:
+def flags_parser() -> Parser:
+    """Hydra's flags, with our errors."""
+    return Parser(parents=[argument_parser()], add_help=False)
+
+
+def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace:
     """Hydra's flags and overrides, in any order.
 
+    Args:
+        folders: words may name folders, as run= does.
+
     Raises:
-        UserError: an unknown flag.
+        UserError: an unknown flag, or folders in both ways.
     """
-    parser = Parser(parents=[argument_parser()], add_help=False)
-    arguments = parser.parse_intermixed_args(argv)
-    arguments.overrides = [_quote_unicode(override) for override in arguments.overrides]
+    arguments = flags_parser().parse_intermixed_args(argv)
+    found, others = split_folders(arguments.overrides) if folders else ([], arguments.overrides)
+    arguments.overrides = [_quoted(override) for override in others]
+    if found and any(override.startswith("run=") for override in others):
+        raise UserError(f"{found[0]} and run=: name all folders in one of the two ways")
+    if found:
+        named = ",".join(map(quote, found))
+        arguments.overrides.append(f"run={named}" if len(found) == 1 else f"run=[{named}]")
     return arguments
 
 
@@ -271,10 +300,12 @@ def only_asks(arguments: argparse.Namespace) -> bool:
     return any((arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion))
 
 
-def _quote_unicode(override: str) -> str:
-    """Hydra's grammar takes text beyond ASCII in quotes only; a path such as /home/jürgen should need none."""
+def _quoted(override: str) -> str:
+    """Hydra's grammar takes text beyond ASCII or with = in quotes only; /home/jürgen/0-lr=1 should need none."""
     key, equals, value = override.partition("=")
-    bare = equals and not value.isascii() and not re.search(r"[,\[\](){}'\"]", value)
+    if key == "notes" and value not in ("", "null") and unquote(value) == value:
+        return f"notes={quote(value)}"  # a text, whatever is in it
+    bare = equals and (not value.isascii() or "=" in value) and not re.search(r"[,\[\](){}'\"]", value)
     return f"{key}={quote(value)}" if bare else override
 
 
@@ -291,7 +322,7 @@ def parse_values(overrides: list[str], mark: Mark, command: str) -> list[tuple[s
     """
     accepted = marked(mark)
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = OverridesParser.create().parse_overrides([_quoted(override) for override in overrides])
     except HydraException as error:
         raise UserError(explain(error)) from error
     for override in parsed:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import signal
 from pathlib import Path
-from typing import NoReturn
 
 
 class ViLabError(Exception):
@@ -19,18 +17,6 @@ class UserError(ViLabError):
     """The command cannot work as given: says what was wanted, what came and what to do. Exit code 2."""
 
     exit_code = 2
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in the arguments as a `UserError`, in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Where argparse would print usage and exit.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{message}; --help shows what there is")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -33,6 +33,8 @@ class Rule(NamedTuple):
 
     holds: Callable[[Any], bool]
     wanted: str
+    names: tuple[str, ...] = ()
+    """All that there are, where they are few; a shell completes them."""
 
 
 def _number(value: Any) -> bool:
@@ -44,11 +46,11 @@ def _integer(value: Any) -> bool:
 
 
 def _one_of(*names: str) -> Rule:
-    return Rule(lambda v: v in names, "one of " + ", ".join(names))
+    return Rule(lambda v: v in names, "one of " + ", ".join(names), names)
 
 
 def _optional(rule: Rule) -> Rule:
-    return Rule(lambda v: v is None or rule.holds(v), f"{rule.wanted}, or null")
+    return Rule(lambda v: v is None or rule.holds(v), f"{rule.wanted}, or null", rule.names and (*rule.names, "null"))
 
 
 def _text(wanted: str) -> Rule:
@@ -81,7 +83,7 @@ SEED = Rule(lambda v: _integer(v) and 0 <= v < 2**63, "a whole number from 0 to 
 LARGEST = 2.0**128  # where float32 ends
 SIZES = _list_of(WIDTH, f"a list of whole numbers from 1 to {10**5:,}")
 BETAS = _list_of(FRACTION, "a list of two numbers in [0, 1), such as [0.9,0.999]", 2, 2)
-FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false", ("true", "false"))
 TEXT = Rule(lambda v: isinstance(v, str), "text")
 DURATION = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"\d+(:\d\d){3}", v) is not None,
@@ -94,6 +96,10 @@ PART = Rule(
 NAMES = Rule(
     lambda v: isinstance(v, list) and v != [] and all(isinstance(i, str) for i in v),
     "a list of names such as [gumbel_softmax,rloo]",
+)
+TAGS = _list_of(
+    Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[\w.+-]{1,40}", v) is not None, ""),
+    "a list of words of letters, digits and _.+- such as [paper,baseline]",
 )
 ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
 PRECISIONS = ("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
@@ -111,6 +117,7 @@ class Mark(Flag):
     AUDIT = auto()  # may be given where a run is audited, which says all the rest
     INCIDENTAL = auto()  # runs that differ in it are the same experiment, or repetitions of it
     SHOWN = auto()  # distinguishes runs in TensorBoard's table of hyperparameters
+    FOLDER = auto()  # names a folder, which a shell completes
 
 
 class Key(NamedTuple):
@@ -120,7 +127,7 @@ class Key(NamedTuple):
     marks: Mark = Mark(0)
 
 
-RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN = Mark
+RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN, FOLDER = Mark
 _EVERYWHERE = RESUME | REPRODUCE | SWEEP | AUDIT | INCIDENTAL
 
 KEYS: dict[str, Key] = {
@@ -131,8 +138,14 @@ KEYS: dict[str, Key] = {
     "hydra": Key(TEXT, AUDIT),
     "debug": Key(FLAG, _EVERYWHERE),
     "threads": Key(_optional(_whole(1, 1024)), _EVERYWHERE),
-    "run": Key(_text("a run folder"), AUDIT),
-    "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL),
+    "run": Key(
+        Rule(
+            lambda v: v is None or isinstance(v, str) or (isinstance(v, list) and all(isinstance(i, str) for i in v)),
+            "a folder, or a list of them",
+        ),
+        AUDIT | FOLDER,
+    ),
+    "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL | FOLDER),
     "weights": Key(_one_of("last", "best")),
     "split": Key(_one_of("test", "val")),
     # what a run is called and repeats
@@ -143,10 +156,15 @@ KEYS: dict[str, Key] = {
         ),
         INCIDENTAL | AUDIT,
     ),
+    "tags": Key(TAGS, RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN),
+    "notes": Key(
+        Rule(lambda v: v is None or (isinstance(v, str) and len(v) <= 10_000), "a text of up to 10,000 characters"),
+        RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN,
+    ),
     "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN),
     # data
     "data.source": Key(TEXT, SHOWN),  # of the shipped data sets; see `check_parts`
-    "data.root": Key(_text("a folder"), _EVERYWHERE),
+    "data.root": Key(_text("a folder"), _EVERYWHERE | FOLDER),
     "data.download": Key(FLAG, _EVERYWHERE),
     "data.seed": Key(SEED, INCIDENTAL),
     "data.batch_size": Key(SIZE, SHOWN),
@@ -230,7 +248,7 @@ KEYS: dict[str, Key] = {
     "callbacks*": Key(None),
     "logger": Key(None, RESUME | REPRODUCE | INCIDENTAL),  # the group's choice
     "logger.*": Key(None, INCIDENTAL),
-    "paths.*": Key(TEXT, INCIDENTAL | AUDIT),
+    "paths.*": Key(TEXT, INCIDENTAL | AUDIT | FOLDER),
     "compatible_latents": Key(NAMES),
     # what users add, where the library itself would find a mistake late or never
     "optimizer.eps": Key(FRACTION),

@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_what_is_done(sweep: Path, monkeypatch: pytest.MonkeyPatch,
     ("arguments", "words"),
     [
         (["run=nowhere"], "nowhere: no such folder"),
-        ([], "run=FOLDER is needed"),
+        ([], "FOLDER is needed"),
         (["run=."], "no runs below"),
         (["run=sweep", "split=train"], "one of test, val"),
         (["run=sweep", "weights=first"], "one of last, best"),

@@ -54,6 +54,22 @@ def test_run_folder_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "\x1b" not in out  # plain lines without a terminal
 
 
+def test_a_loss_that_is_not_finite_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    diverging = [*SMALL, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6"]
+    assert cli.main(["train", *diverging]) == 1
+    err = capfd.readouterr().err
+    assert err.count("became") == err.count("\n") == 1
+    assert "there is no checkpoint yet" in err
+    assert cli.main(["train", "-m", *diverging, "seed=0,1", "hydra.sweep.dir=sweep"]) == 1
+    err = capfd.readouterr().err
+    assert err.count("became") == 2  # one for each job
+    assert "Error executing" not in err
+    assert err.endswith("vi-lab train: job 0 has failed, as said above\n")
+
+
 def test_a_failed_job_does_not_stop_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -88,6 +88,20 @@ def test_a_diverging_loss_is_an_error_that_says_where(tmp_path: Path) -> None:
         train(tmp_path, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6")
 
 
+@pytest.mark.parametrize(("estimator", "temperature"), [("gaussian", False), ("gumbel_softmax", True)])
+def test_a_diverging_loss_is_met_with_advice_that_fits(tmp_path: Path, estimator: str, temperature: bool) -> None:
+    from vi_lab.training.callbacks import remedy
+
+    _, model = build(config(f"estimator={estimator}"))
+    said = remedy(tmp_path, model)
+    assert "lower optimizer.lr" in said
+    assert ("temperature" in said) is temperature
+    assert said.endswith("there is no checkpoint yet")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert remedy(tmp_path, model).endswith(f"{tmp_path}/checkpoints/last.ckpt, from before, is kept")
+
+
 def test_bad_trainer_arguments_and_constructor_values(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trainer takes no nope"):
         train(tmp_path, "+trainer.nope=1")

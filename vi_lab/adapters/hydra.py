@@ -1,4 +1,4 @@
-"""Hydra, beyond its public interface: its argument parser, its sweeper as a function, and a start without `sys.argv`.
+"""Hydra, beyond its public interface: its argument parser, completion, its sweeper, and a start without `sys.argv`.
 
 Checked against hydra-core 1.3.
 """
@@ -16,14 +16,29 @@ from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from vi_lab.errors import UserError
 
 VERSION_BASE = "1.3"
 MOST_JOBS = 10_000
 """Of a sweep; each is composed and checked before the first starts, some five a second."""
+
+
+def _outcome(job: JobReturn) -> Any:
+    """What a job of a sweep has returned, or its error, without a report of Hydra's own: ours stands there already."""
+    if job.status == JobStatus.COMPLETED:
+        return job._return_value
+    raise job._return_value
+
+
+JobReturn.return_value = JobReturn.return_value.getter(_outcome)  # type: ignore[method-assign, attr-defined]
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -63,6 +78,33 @@ def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:
         raise UserError(f"the sweep has {jobs:,.0f} jobs, more than {MOST_JOBS:,}; leave some values out")
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
+
+
+def groups(config_name: str, overrides: list[str]) -> dict[str, list[str]]:
+    """The choices of every group but Hydra's own. Hydra must be initialized."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    names = sorted(name for name in hydra.list_all_config_groups() if name.partition("/")[0] != "hydra")
+    choices = hydra.config_loader.get_group_options
+    return {name: sorted(choices(name, ObjectType.CONFIG, config_name, overrides)) for name in names}
+
+
+def completions(config_name: str, word: str, before: list[str], multirun: bool) -> list[str]:
+    """Groups, choices, keys and values that begin with `word`, as Hydra's own plugins for shells know them. Hydra must
+    be initialized.
+
+    Args:
+        before: overrides that stand before the word.
+    """
+    plugin = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
+    groups, exact = plugin._query_config_groups(word, config_name, before)
+    if exact:
+        return groups
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    config = plugin.config_loader.load_configuration(config_name, before, mode)
+    keys = plugin._get_matches(config, word)
+    lists = {key for key in keys if key.endswith(".") and OmegaConf.is_list(OmegaConf.select(config, key[:-1]))}
+    return [*groups, *(f"{key[:-1]}=" if key in lists else key for key in keys)]  # a list is given as a whole
 
 
 def _choices(override: Override) -> float:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from vi_lab.build import build, build_estimator, instantiate
 from vi_lab.commands.launch import Abort, launch
-from vi_lab.config import choices, compose_job, plain, resolved
+from vi_lab.config import choices_of_groups, compose_job, plain, resolved
 from vi_lab.console import Terminal, Words, make_console
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
@@ -62,6 +62,8 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: the folder is none, or an override would make it another model.
     """
+    if not isinstance(config.run, str):
+        raise UserError("wanted one run folder")
     stored = load_run(config.run).config
     stored.data.download = False  # nothing is fetched on the word of somebody else's folder
     for override in OverridesParser.create().parse_overrides(overrides):
@@ -85,7 +87,7 @@ def candidates(config: DictConfig) -> dict[str, dict]:
     latent = latent_kind(plain(config))
     sources = HydraConfig.get().runtime.config_sources
     config_dir = next((source.path for source in sources if source.provider == "command-line"), None)
-    known = choices("estimator", config_dir)
+    known = choices_of_groups("audit", config_dir)["estimator"]
     wanted = plain(config.audit.estimators)
     chosen = {}
     for name in wanted or known:

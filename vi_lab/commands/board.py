@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vi_lab.adapters import tensorboard
 from vi_lab.adapters.tensorboard import EVENT_FILES
-from vi_lab.errors import Parser, UserError, printable
+from vi_lab.arguments import Parser, folder_of
+from vi_lab.errors import UserError, printable
 from vi_lab.runs.trust import inside
 
 HOST = "127.0.0.1"
@@ -58,21 +59,26 @@ def _named(folder: Path) -> Path:
     return beside
 
 
+def parser() -> Parser:
+    """The arguments."""
+    parser = Parser(prog="vi-lab board", description=f"TensorBoard on {HOST}, over all runs below a folder.")
+    what = "a folder with runs (outputs); run=FOLDER is the same"
+    parser.add_argument("path", metavar="FOLDER", nargs="?", default="outputs", type=folder_of, help=what)
+    parser.add_argument("--port", type=int, default=PORT, help=f"the port; 0: any free one ({PORT})")
+    return parser
+
+
 def main(argv: list[str]) -> int:
     """Serve TensorBoard on this machine until Ctrl-C, on a free port where the one asked for is taken.
 
     Raises:
         UserError: a port out of range, or nothing to show.
     """
-    parser = Parser(prog="vi-lab board", description=f"TensorBoard on {HOST}, over all runs below a folder.")
-    parser.add_argument("path", nargs="?", default="outputs", type=Path, help="a folder with runs (outputs)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"the port; 0: any free one ({PORT})")
-
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         raise UserError(f"--port {arguments.port}: wanted a port from 0 to 65535")
     try:
-        url, wanted = serve(arguments.path, arguments.port)
+        url, wanted = serve(Path(arguments.path), arguments.port)
         if not wanted:
             print(f"Port {arguments.port} is taken; using a free one.")
         print(f"TensorBoard of {printable(arguments.path)}: {url}")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vi_lab.commands.launch import Abort, launch
 from vi_lab.comparison.groups import labels
-from vi_lab.config import read_arguments
+from vi_lab.config import plain, read_arguments
 from vi_lab.console import Terminal, image_bar, make_console
 from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.evaluations import Settings, evaluate_into
@@ -23,13 +23,13 @@ from vi_lab.training.process import prepare_process
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate the runs that `run=` names, each into its own folder.
+    """Evaluate the runs that are named, each into its own folder.
 
     Raises:
         UserError: a sweep of evaluations was asked for.
     """
     if read_arguments(argv).multirun:
-        raise UserError("-m is not needed: run= takes a sweep folder or a pattern such as 'outputs/*/*-rloo-*'")
+        raise UserError("-m is not needed: give folders, or a pattern such as 'outputs/*/*-rloo-*'")
     return launch("evaluate", task, argv)
 
 
@@ -49,16 +49,16 @@ def evaluate_runs(config: DictConfig, overrides: list[str]) -> None:
         KeyboardInterrupt: ended early; what was done is written.
     """
     if config.run is None:
-        raise UserError("run=FOLDER is needed: a run folder, a sweep folder, or a pattern such as 'outputs/*/*-rloo-*'")
+        raise UserError("FOLDER is needed: a run folder, a sweep folder, or a pattern such as 'outputs/*/*-rloo-*'")
     terminal = make_console()
-    found = find_runs([config.run])
+    found = find_runs(plain(config.run))
     single = len(found) == 1  # asked for by name, whatever its state
     chosen = [run for run in found if single or run.state == "completed"]
     for other in found:
         if other not in chosen:
             terminal.say(f"left out: {printable(other.folder)} ({other.state})")
     if not chosen:
-        raise UserError(f"none of the {len(found)} runs below {config.run} has finished")
+        raise UserError(f"none of the {len(found)} runs has finished")
     device, threads = prepare_process(config)
     record = {"command": shlex.join(["vi-lab", "evaluate", *overrides]), "device": device, "threads": threads}
     reports: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
+from vi_lab.commands.help import help_text
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.console import load
 from vi_lab.errors import UserError, printable
@@ -45,7 +46,7 @@ def launch(name: str, task: Task, argv: list[str]) -> int:
     Raises:
         UserError: a mistake in the overrides, before anything heavy is imported.
     """
-    arguments = read_arguments(argv)
+    arguments = read_arguments(argv, folders=True)
     if only_asks(arguments):
         hand_over(name, task, arguments)
         return 0
@@ -112,6 +113,9 @@ def _rehearse(configs: list[dict]) -> None:
 def hand_over(name: str, task: Task, arguments: argparse.Namespace) -> None:
     """Let Hydra go on, with its errors as ours."""
     try:
+        if arguments.help:
+            print(help_text(name, arguments))
+            return
         start(task, arguments, CONFIG_DIR, name)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
+from vi_lab.arguments import Parser, folder_of, split_folders
 from vi_lab.config import parse_values, plain, put_values
 from vi_lab.console import make_console
-from vi_lab.errors import Parser, UserError, ViLabError, printable
+from vi_lab.errors import UserError, ViLabError, printable
 from vi_lab.runs.environment import differences, threads_of
 from vi_lab.runs.files import claim, is_vacant, write_json
 from vi_lab.runs.run import Run, load_run
@@ -22,24 +23,31 @@ from vi_lab.training.execution import execute
 from vi_lab.training.process import check_accelerators
 
 
+def parser() -> Parser:
+    """The arguments."""
+    parser = Parser(
+        prog="vi-lab reproduce",
+        usage="vi-lab reproduce RUN [KEY=VALUE ...] [--output FOLDER]",
+        description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
+        "last bit; 1: not, and by how much, and what differs of code, versions, hardware, threads and data.",
+    )
+    parser.add_argument("run", nargs="*", metavar="RUN", help="the folder of a completed run; run=RUN is the same")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"only {', '.join(marked(REPRODUCE))}")
+    parser.add_argument("--output", metavar="FOLDER", help="the new run folder (outputs/reproduce/TIME-NAME)")
+    return parser
+
+
 def main(argv: list[str]) -> int:
     """Repeat a run; 0 where the repetition is equal to the last bit, otherwise 1.
 
     Raises:
         UserError: no run was named, or it cannot be repeated.
     """
-    parser = Parser(
-        prog="vi-lab reproduce",
-        description="Repeat a run from its folder alone and compare metrics and weights. Exit code 0: equal to the "
-        "last bit; 1: not, and by how much, and what differs of code, versions, hardware, threads and data.",
-    )
-    parser.add_argument("run", metavar="RUN", help="the folder of a completed run")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"only {', '.join(marked(REPRODUCE))}")
-    parser.add_argument("--output", metavar="FOLDER", help="the new run folder (outputs/reproduce/TIME-NAME)")
-    if not argv:
-        parser.error("RUN is needed: the folder of a completed run")
-    arguments = parser.parse_intermixed_args(argv)
-    return 0 if reproduce(arguments.run, arguments.output, arguments.overrides) else 1
+    arguments = parser().parse_intermixed_args(argv)
+    folders, overrides = split_folders(map(folder_of, [*arguments.run, *arguments.overrides]))
+    if len(folders) != 1:
+        raise UserError(f"wanted one RUN, the folder of a completed run, got {len(folders) or 'none'}")
+    return 0 if reproduce(folders[0], arguments.output, overrides) else 1
 
 
 def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:

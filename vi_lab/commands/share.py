@@ -1,4 +1,4 @@
-"""`vi-lab share RUN FOLDER`: a copy of run folders that does not say on whose machine they were made.
+"""`vi-lab share RUN... FOLDER`: a copy of run folders that does not say on whose machine they were made.
 
 Left out are Hydra's own records and the log, which hold absolute paths; event files lose the host in their names, and
 what else is written in words its folders. The copy can be compared, evaluated, resumed and repeated like the original.
@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from vi_lab.adapters.tensorboard import EVENT_FILES
+from vi_lab.arguments import Parser, folder_of
 from vi_lab.console import make_console
-from vi_lab.errors import Parser, UserError, printable
+from vi_lab.errors import UserError, printable
 from vi_lab.runs.evaluations import LATER
 from vi_lab.runs.files import CONFIG_FILE, claim, is_vacant, replacing, write_bytes, write_json, write_text
 from vi_lab.runs.run import Run, find_runs
@@ -33,30 +34,36 @@ DIRECTORIES = re.compile(r"(?<![^\s='\",\[(:])(?:[A-Za-z]:[\\/]|~?/)(?:[^\s'\",\
 """The directories of a path that does not begin here, wherever it stands in a text."""
 
 
+def parser() -> Parser:
+    """The arguments."""
+    parser = Parser(
+        prog="vi-lab share",
+        description="Copy run folders without what tells whose machine they were made on: host name, user name, "
+        "folders. Processor, versions and the device stay: they are needed to judge a repetition.",
+    )
+    what = "run folders, sweep folders, or patterns such as 'outputs/*/*'; run=RUN is the same"
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=folder_of, help=what)
+    parser.add_argument("folder", metavar="FOLDER", help="where the copies go; must be new or empty")
+    return parser
+
+
 def main(argv: list[str]) -> int:
     """Copy runs; 1 where a copy still holds a word that names the machine or its user, otherwise 0.
 
     Raises:
         UserError: no run was named, or the target holds something.
     """
-    parser = Parser(
-        prog="vi-lab share",
-        description="Copy run folders without what tells whose machine they were made on: host name, user name, "
-        "folders. Processor, versions and the device stay: they are needed to judge a repetition.",
-    )
-    parser.add_argument("run", metavar="RUN", help="a run folder, a sweep folder, or a pattern such as 'outputs/*/*'")
-    parser.add_argument("folder", metavar="FOLDER", help="where the copies go; must be new or empty")
-    arguments = parser.parse_args(argv)
-    return share(arguments.run, Path(arguments.folder))
+    arguments = parser().parse_args(argv)
+    return share(arguments.runs, Path(arguments.folder))
 
 
-def share(path: str, target: Path) -> int:
-    """Copy the runs at or below `path` to `target`; returns the exit code, see `main`.
+def share(paths: list[str], target: Path) -> int:
+    """Copy the runs at or below `paths` to `target`; returns the exit code, see `main`.
 
     Raises:
         UserError: there is no run, or the target holds something.
     """
-    runs = find_runs([path])
+    runs = find_runs(paths)
     if not is_vacant(target):
         raise UserError(f"{target}: not an empty folder")
     terminal = make_console()

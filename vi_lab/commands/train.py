@@ -11,10 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from vi_lab.arguments import unquote
 from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
 from vi_lab.config import only_asks, read_arguments
-from vi_lab.errors import one_line, printable
+from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.training.execution import execute
 from vi_lab.training.sweep import standing, time_left
 from vi_lab.training.workers import work
@@ -26,16 +27,12 @@ def main(argv: list[str]) -> int:
     folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
     if not folders or folders[-1] in ("", "null") or only_asks(arguments):
         return launch_training(task, argv)
-    folder, others = Path(_unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
+    folder, others = Path(unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
     if (folder / "multirun.yaml").is_file():
         own = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
         return launch_training(task, [*own, *resume_sweep(folder, others)], resuming=True)
     resume_run(folder, others)
     return 0
-
-
-def _unquote(text: str) -> str:
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def task(config: DictConfig) -> float:
@@ -67,6 +64,8 @@ def task(config: DictConfig) -> float:
         return work(job) if parallel else job()
     except BaseException as error:
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
-            print(f"vi-lab train: {label}{printable(folder.name)} failed: {one_line(error)}", file=sys.stderr)
-            raise
+            name = f"{standing(of_hydra.job.num)} ({printable(folder.name)})"
+            print(f"vi-lab train: {name} failed: {one_line(error)}", file=sys.stderr)
+            failed = UserError if isinstance(error, UserError) else ViLabError
+            raise failed(f"{name} has failed, as said above") from error
         raise Abort(error) from None

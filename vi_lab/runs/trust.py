@@ -141,7 +141,8 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
     check_targets(values, where)
     wanted = {path for path, _ in leaves(nodes)}
     found = dict(leaves(values))
-    missing = sorted(path for path in wanted if path not in found and path.split(".")[0] != "trainer")
+    optional = ("trainer", "tags", "notes")
+    missing = sorted(path for path in wanted if path not in found and path.split(".")[0] not in optional)
     unknown = sorted(set(values) - set(nodes) - groups - {*MAY_BE_EMPTY, "compatible_latents"})
     if missing or unknown:
         problem = f"it lacks {missing[0]}" if missing else f"{unknown[0]} is not known here"

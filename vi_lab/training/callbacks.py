@@ -17,11 +17,18 @@ from vi_lab.audit import Bench
 from vi_lab.errors import ViLabError
 from vi_lab.estimators.base import temperature_of
 from vi_lab.models import VAE
-from vi_lab.runs.files import write_csv
+from vi_lab.runs.files import LAST, write_csv
 from vi_lab.schedules import Schedule
 from vi_lab.training import loggers
 
-ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or raise the temperature's floor"
+
+def remedy(folder: Path, module: VAE) -> str:
+    """What to do about numbers that are not finite, and from where one could go on."""
+    advice = ["lower optimizer.lr", "set trainer.gradient_clip_val"]
+    if temperature_of(module.estimator) is not None:
+        advice.append("raise temperature= or the floor of its schedule")
+    kept = f"{folder / LAST}, from before, is kept" if (folder / LAST).is_file() else "there is no checkpoint yet"
+    return f"{', '.join(advice[:-1])} or {advice[-1]}; {kept}"
 
 
 def step_is_complete(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -152,7 +159,7 @@ class Recorder(Callback):
         terms = [f"{name} {module.latest[name]:g}" for name in ("reconstruction", "kl") if step == losses[-1][0]]
         raise ViLabError(
             f"the loss became {loss.item()} at step {step} (epoch {trainer.current_epoch + 1}"
-            f"{''.join(f', {term}' for term in terms)}); {ADVICE}; the last checkpoint is kept"
+            f"{''.join(f', {term}' for term in terms)}); {remedy(self.folder, module)}"
         )
 
     def on_train_batch_end(
@@ -223,13 +230,12 @@ class Recorder(Callback):
     def _sum_over_processes(trainer: lightning.Trainer) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None if trainer.world_size == 1 else lambda sums: trainer.strategy.reduce(sums, reduce_op="sum")
 
-    @staticmethod
-    def _checked(trainer: lightning.Trainer, means: dict[str, float]) -> dict[str, float]:
+    def _checked(self, trainer: lightning.Trainer, means: dict[str, float]) -> dict[str, float]:
         for name, value in means.items():
             if not math.isfinite(value):
                 raise ViLabError(
                     f"{name} became {value} by step {trainer.global_step} (epoch {trainer.current_epoch + 1}); "
-                    f"{ADVICE}; the last checkpoint is kept"
+                    f"{remedy(self.folder, vae(trainer.lightning_module))}"
                 )
         return means
 

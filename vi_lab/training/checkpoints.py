@@ -26,7 +26,7 @@ from vi_lab.models import VAE
 from vi_lab.runs.files import replacing, scratch
 from vi_lab.runs.trust import LARGEST_CHECKPOINT, load_checkpoint, opened, save_checkpoint
 from vi_lab.training import loggers
-from vi_lab.training.callbacks import ADVICE, Recorder, step_is_complete, vae
+from vi_lab.training.callbacks import Recorder, remedy, step_is_complete, vae
 from vi_lab.training.signals import Stop
 
 
@@ -152,7 +152,7 @@ class Checkpoints(Checkpoint):
             if not torch.isfinite(weights).all():
                 raise ViLabError(
                     f"{name} is not finite any more at step {trainer.global_step} (epoch {trainer.current_epoch + 1}); "
-                    f"{ADVICE}; the last checkpoint is kept"
+                    f"{remedy(self.folder, module)}"
                 )
         if trainer.is_global_zero:
             self.events = loggers.sizes(trainer, self.folder)
