@@ -446,6 +446,21 @@ def test_curves_are_means_over_seeds(sweep: Path) -> None:
     assert len(curves.curve(group, "nothing", "epoch")) == 0
 
 
+def test_one_epoch_gives_each_group_a_row(tmp_path: Path) -> None:
+    for name, val in (("rloo", 102), ("gaussian", 101), ("nvil", 103)):
+        for seed in range(2):
+            write_run(tmp_path / f"{name}-{seed}", f"estimator={name}", seed=seed, val=val + seed, epochs=1)
+    drawn = {figure.name: figure for figure in curves.figures(compared(tmp_path))}
+    for name, panels in (("loss_by_epoch", 1), ("loss_by_time", 2), ("loss_by_evaluations", 2)):
+        axes = drawn[name].figure.axes
+        assert len(axes) == panels
+        assert [text.get_text() for text in axes[0].get_yticklabels()] == ["gaussian", "rloo", "nvil"]
+        dots = [line.get_xydata().tolist() for line in axes[0].lines]
+        assert dots == [[[101.5, 0]], [[102.5, 1]], [[103.5, 2]]]
+        assert axes[0].collections[0].get_paths()[0].vertices[:, 0].tolist() == [101, 102]  # ± standard error
+        assert "rloo" in drawn[name].svg()
+
+
 def test_where_the_files_go(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_folder(["sweep"]) == Path("sweep/comparison")

@@ -16,7 +16,7 @@ from tests.figures.models import ALWAYS, KINDS, untrained
 from tests.support import ESTIMATORS, TIME_LIMIT, write_idx
 from vi_lab.data import MNISTDataModule
 from vi_lab.distributions import NearestCode
-from vi_lab.figures import charts, grids, style
+from vi_lab.figures import audit, charts, grids, style
 from vi_lab.figures import model as pictures
 from vi_lab.latents import VQ, Categorical
 from vi_lab.latents import Bernoulli as BernoulliLatent
@@ -173,17 +173,40 @@ def test_changes_are_orange_where_ink_is_added_and_blue_where_it_is_taken_away()
     own = torch.tensor([0.0, 1.0, 0.5, 0.5]).view(1, 2, 2)
     colors = grids.changes(torch.tensor([1.0, 0.0, 0.5, 0.6]).view(1, 2, 2), own, gain=3).flatten(1).T
     orange, blue = (torch.tensor([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for c in ("#D55E00", "#0072B2"))
-    gray = torch.full((3,), 1 - 0.35 / 2)
+    gray = torch.full((3,), 1 - 0.5 / 2)
     torch.testing.assert_close(colors, torch.stack([orange, blue, gray, 0.7 * gray + 0.3 * orange]))
 
 
-def test_labels_are_spread_apart() -> None:
-    points = np.array([[0.0, 0.0], [0.0, 0.0], [0.05, 0.0], [0.0, 0.1], [5.0, 5.0]])
-    apart = charts.spread_apart(points, 1.0)
-    distances = np.hypot(*(apart[:, None] - apart[None]).transpose(2, 0, 1)) + 9 * np.eye(5)
-    assert distances.min() > 0.99
-    assert (apart[4] == points[4]).all()
-    assert np.abs(apart - points).max() < 2
+def test_labels_stand_on_points_of_their_class_where_it_is_densest() -> None:
+    rng = np.random.default_rng(0)
+    two_lumps = np.concatenate([rng.normal(0, 0.1, (30, 2)), rng.normal(10, 0.1, (40, 2))])  # median: in between
+    points = np.concatenate([two_lumps, rng.normal(10, 0.5, (50, 2)), [[20.0, 20.0]]])
+    labels = np.repeat([0, 1, 2], [70, 50, 1])
+    places = charts.label_places(points, labels, 1.0)
+    assert all((points[labels == k] == place).all(1).any() for k, place in enumerate(places))
+    assert np.hypot(*(places[0] - 10)) < 1
+    assert 1 <= np.hypot(*(places[1] - places[0])) < 2
+    one_place = charts.label_places(np.zeros((6, 2)), np.arange(6) % 3, 1.0)
+    assert one_place.tolist() == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize("shape", [(3.0, 1.0), (1.0, 1.0), (1.0, 1.8)], ids=str)
+def test_a_scatter_fills_its_frame(shape: tuple[float, float]) -> None:
+    points = np.random.default_rng(0).random((500, 2)) * shape
+    title = "t-SNE of the posterior probabilities of 2000 test images (axes without unit)"
+    figure = charts.scatter(points, np.arange(500) % 10, title)
+    pixels = style.render(figure)
+    assert (pixels[:, [0, -1]] > 250).all()  # no title or legend is cut
+    assert (pixels[[0, -1]] > 250).all()
+    axes = figure.axes[0]
+    assert np.ptp(points[:, 0]) > 0.9 * np.ptp(axes.get_xlim())
+    assert np.ptp(points[:, 1]) > 0.9 * np.ptp(axes.get_ylim())
+    box = axes.get_window_extent()
+    assert max(box.width / figure.bbox.width, box.height / figure.bbox.height) > 0.85
+
+
+def test_a_lone_point_can_be_drawn() -> None:
+    style.render(charts.scatter(np.zeros((1, 2)), np.zeros(1, dtype=int), "one", axis="z"))
 
 
 # --- what is computed -----------------------------------------------------------------------------------------
@@ -214,7 +237,9 @@ def test_code_usage_by_hand() -> None:
     torch.testing.assert_close(pictures.information(states), wanted, atol=1e-6, rtol=0)
     figure = charts.code_usage(states)
     heat, bars = figure.axes[0].images[0].get_array(), figure.axes[1].patches
-    np.testing.assert_allclose(heat, states.mean(0))
+    np.testing.assert_allclose(heat, (3 * states.mean(0)).clamp(min=1e-6).log2(), atol=1e-6)
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low == -high  # uniform use is in the middle
     np.testing.assert_allclose([b.get_width() for b in bars], [2, 1, 3, 8**0.5, 1, 1, 3, 2], rtol=1e-5)
 
 
@@ -256,6 +281,40 @@ def test_state_traversal_decodes_what_it_says(overrides: list[str]) -> None:
     assert (grid[1, :codes, 0] == index[0, 0]).all()
 
 
+@pytest.mark.parametrize(
+    ("picture", "overrides"),
+    [
+        ("traversals", ["estimator=gaussian", "latent.dim=3"]),
+        ("codes", ["latent=4x8"]),
+        ("codes", ["latent=bernoulli"]),
+    ],
+    ids=str,
+)
+def test_images_stand_above_what_is_changed_of_them(picture: str, overrides: list[str]) -> None:
+    model, datamodule = untrained(*overrides)
+    with pictures.at_rest(model):
+        figure = dict(pictures.pictures(model, datamodule, []))[picture]
+        seen = pictures.encode(model, datamodule, 60)
+    shown = figure.axes[0].images[0].get_array()
+    shown = shown if shown.ndim == 2 else 1 - shown[..., 0]
+    np.testing.assert_allclose(shown[1:29, 1:29], seen.x[0, 0], atol=1e-6)
+    frames = [(round(f.get_x()) // 30, round(f.get_y()) // 30) for f in figure.axes[0].patches]
+    rows = shown.shape[0] // 30 - 1
+    images = 5 if overrides == ["latent=bernoulli"] else 1
+    assert sorted(row for _, row in frames) == [r for r in range(1, rows + 1) for _ in range(images)]
+    if picture == "traversals":
+        spread = seen.means.std(0, correction=0).argsort(descending=True).tolist()
+        nearest = [round(2 * min(max(seen.means[0, d].item(), -3), 3)) + 6 for d in spread]
+        assert [column for column, _ in frames] == nearest
+
+
+def test_half_of_the_changes_can_be_seen() -> None:
+    differences = torch.tensor([0.0, 0.02, -0.25, 0.9]).view(1, 4, 1, 1, 1)
+    assert pictures.visible_gain(differences) == 4
+    assert pictures.visible_gain(differences[:, :2]) == 10
+    assert pictures.visible_gain(differences[:, :1]) == 1
+
+
 def test_interpolations_lead_from_one_image_to_the_other() -> None:
     a, b = torch.tensor([[0.0, 4.0]]), torch.tensor([[2.0, 0.0]])
     assert pictures.interpolation(a, b, 3).tolist() == [[[0, 4], [1, 2], [2, 0]]]
@@ -282,3 +341,28 @@ def test_curves_stand_missing_values() -> None:
     figure = charts.relaxation(rows)
     assert len(figure.axes) == 2  # losses, and the temperature beneath
     assert figure.axes[1].lines[0].get_ydata().tolist() == [1, 1, 1]
+
+
+def test_one_epoch_is_a_whole_number() -> None:
+    row = {"epoch": 1, "train/loss": 2.0, "train/loss_unrelaxed": 2.5, "temperature": 1.0}
+    for figure in (charts.history([row]), charts.relaxation([row])):
+        style.render(figure)
+        for axes in figure.axes:
+            low, high = axes.get_xlim()
+            assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+    assert figure.axes[0].collections  # the gap
+
+
+def test_an_audit_gives_each_estimator_a_row() -> None:
+    names = ["rloo", "nvil", "reinforce"]
+    rows = [
+        {"estimator": name, "unbiased": True, "mean_squared_error": error, "decoder_evaluations": 1}
+        for name, error in zip(names, (0.02, 0.01, 0.02), strict=True)
+    ]
+    figure = audit.error_cost(rows)
+    style.render(figure)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["nvil", "rloo", "reinforce"]
+    for axes in figure.axes:
+        assert [line.get_ydata()[0] for line in axes.lines] == [0, 1, 2]
+        assert axes.get_tightbbox().x1 <= figure.bbox.x1  # no label is cut
+    assert all(audited.get_suptitle() for audited in (figure, audit.simplex()))

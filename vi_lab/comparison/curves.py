@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from vi_lab.comparison.compare import Comparison, Section
 from vi_lab.comparison.groups import Group
 from vi_lab.errors import ViLabError
-from vi_lab.figures.style import look
+from vi_lab.figures.style import Column, dot_rows, look
 from vi_lab.runs.files import write_bytes
 
 INK = "#010203"  # text and axes; stands for the page's own color in SVG
@@ -92,9 +92,16 @@ def figures(comparison: Comparison) -> list[Curves]:
             heights = [max(3.8, 0.8 + 0.22 * len(drawn)) for _, drawn in panels]
             figure = Figure(figsize=(9, sum(heights)), layout="constrained")
             FigureCanvasAgg(figure)
-            axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
-            for ax, (section, drawn) in zip(axes, panels, strict=True):
-                _panel(ax, section, drawn, looks, x, label)
+            grid = figure.add_gridspec(len(panels), 2, height_ratios=heights, width_ratios=[2, 1])
+            for place, (section, drawn) in enumerate(panels):
+                if any(len(table) > 1 for table in drawn.values()):
+                    _panel(figure.add_subplot(grid[place, :]), section, drawn, looks, x, label)
+                elif x == "epoch":
+                    _dots([figure.add_subplot(grid[place, :])], section, drawn, looks, x, label)
+                else:
+                    left = figure.add_subplot(grid[place, 0])
+                    right = figure.add_subplot(grid[place, 1], sharey=left)
+                    _dots([left, right], section, drawn, looks, x, label)
             result.append(Curves(name, f"Loss against {label}", figure))
     return result
 
@@ -107,32 +114,67 @@ def _panel(
     axes: Axes, section: Section, drawn: dict[str, pandas.DataFrame], looks: dict[str, dict], x: str, label: str
 ) -> None:
     lines = []
+    shade = 0.2 if len(drawn) <= 10 else 0.08  # many bands lie above one another
     for name, table in drawn.items():
         every = max(1, len(table) // 12)
         lines += axes.plot(table[x], table["mean"], linewidth=1.6, markersize=5, markevery=every, **looks[name])
         if table["error"].notna().any():
             low, high = table["mean"] - table["error"], table["mean"] + table["error"]
-            axes.fill_between(table[x], low, high, color=looks[name]["color"], alpha=0.2, linewidth=0)
+            axes.fill_between(table[x], low, high, color=looks[name]["color"], alpha=shade, linewidth=0)
     if x == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ends = [table[x].iloc[-1] for table in drawn.values()]
     if x == "evaluations" and min(ends) > 0 and max(ends) / min(ends) > 30:
         axes.set_xscale("log")
     if x == "evaluations":
         axes.xaxis.set_major_formatter(EngFormatter())  # 50 k, 1 M
-    split = "validation" if _loss(section) == "val/loss" else "training, unrelaxed"
     axes.set_xlabel(label, color=INK)
-    axes.set_ylabel(f"{split} loss (nats per image)", color=INK)
+    axes.set_ylabel(_loss_label(section), color=INK)
     axes.set_title(f"{section.title}; band: ± standard error over seeds", color=INK, fontsize=10, loc="left")
-    axes.tick_params(which="both", color=INK, labelcolor=INK)
-    for side, spine in axes.spines.items():
-        spine.set_color(INK)
-        spine.set_visible(side in ("left", "bottom"))
+    _ink(axes)
     axes.grid(alpha=0.3)
     legend = axes.legend(lines, map(_legend_text, drawn), frameon=False, fontsize=8, labelcolor=INK,
                          loc="center left", bbox_to_anchor=(1.01, 0.5))  # fmt: skip
     for text in (*legend.get_texts(), axes.title):
         text.set_parse_math(False)  # a dollar in a name is a dollar
+
+
+def _dots(
+    panels: list[Axes], section: Section, drawn: dict[str, pandas.DataFrame], looks: dict[str, dict], x: str, label: str
+) -> None:
+    """Groups of one epoch, of which lines would be points above one another: a row for each, the best on top.
+
+    Args:
+        panels: the first one for the loss, a second one, where there is, for x.
+    """
+    groups = sorted(drawn, key=lambda name: drawn[name]["mean"].iloc[0])
+    losses, errors, places = ([float(drawn[name][key].iloc[0]) for name in groups] for key in ("mean", "error", x))
+    wide = min(places) > 0 and max(places) / min(places) > 30
+    columns = [
+        Column(_loss_label(section), losses, errors=errors),
+        Column(label.replace(" (", "\n("), places, log=wide),
+    ]
+    dot_rows(panels, [_legend_text(name) for name in groups], columns[: len(panels)], [looks[g] for g in groups])
+    for axes in panels:
+        _ink(axes)
+        axes.xaxis.label.set_color(INK)
+        for text in axes.get_yticklabels():
+            text.set_parse_math(False)
+    if x == "evaluations":
+        panels[-1].xaxis.set_major_formatter(EngFormatter())
+    title = f"{section.title}; one epoch, bar: ± standard error over seeds"
+    panels[0].set_title(title, color=INK, fontsize=10, loc="left").set_parse_math(False)
+
+
+def _loss_label(section: Section) -> str:
+    return f"{'validation' if _loss(section) == 'val/loss' else 'training, unrelaxed'} loss (nats per image)"
+
+
+def _ink(axes: Axes) -> None:
+    axes.tick_params(which="both", color=INK, labelcolor=INK)
+    for side, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(side in ("left", "bottom"))
 
 
 def _legend_text(name: str) -> str:

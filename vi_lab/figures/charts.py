@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from vi_lab.distributions import perplexity
-from vi_lab.figures.style import CLASS_MARKERS, COLORS, TEN, chart
+from vi_lab.figures.style import CLASS_MARKERS, COLORS, DIVERGING, TEN, chart
 
 # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -51,7 +51,11 @@ def relaxation(rows: list[dict]) -> Figure:
         _curve(top, rows, "train/loss", color=COLORS["blue"], label="train (at true samples: no gap)")
     else:
         _curve(top, rows, "train/loss_unrelaxed", color=COLORS["orange"], label="train, unrelaxed: at true samples")
-        top.fill_between(epochs, relaxed, unrelaxed, color=COLORS["blue"], alpha=0.12, label="relaxation gap")
+        gap = {"color": COLORS["blue"], "alpha": 0.12, "label": "relaxation gap"}
+        if len(rows) == 1:  # an area needs two epochs
+            top.vlines(epochs, relaxed, unrelaxed, linewidth=6, **gap)
+        else:
+            top.fill_between(epochs, relaxed, unrelaxed, **gap)
         _curve(top, rows, "train/loss", color=COLORS["blue"], label="train, relaxed: what is optimized")
     if temperature:
         _curve(axes[1], rows, "temperature", color=COLORS["gray"])
@@ -73,10 +77,10 @@ def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") 
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("nats per image")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     low, high = axes.get_xlim()
     if high - low < 1:  # a single epoch
-        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
+        axes.set_xlim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -86,25 +90,30 @@ def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") 
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") -> Figure:
-    """Points of a plane by class, told apart by color, by marker and by the class's digit at its median.
+    """Points of a plane by class, told apart by color, by marker and by the class's digit where it is densest.
 
     Args:
         points: (N, 2).
         labels: (N,) classes from 0 to 9.
         axis: what the axes are ("z" becomes z₁ and z₂); without it they have no scale.
     """
-    figure, axes = chart(width=6.6, height=6)
+    spans = np.ptp(points, axis=0)
+    longest = float(spans.max()) or 1.0
+    # one unit is as long on both axes, so that only a frame of the points' shape is filled by them
+    across, up = 6.6 * np.maximum(spans / longest, 0.5)
+    width = max(across + (0.8 if axis else 0.2), 5.6)  # the title and the legend need so much
+    figure, axes = chart(width=width, height=up + (1.0 if axis else 0.6))
+    figure.set_layout_engine("compressed")
     classes = np.unique(labels)
     for k in classes:
         style = {"color": TEN[k % 10], "marker": CLASS_MARKERS[k % 10], "linewidths": 0}
         axes.scatter(*points[labels == k].T, s=11, alpha=0.8, label=str(k), **style)
-    axes.set_aspect("equal", adjustable="datalim")
-    span = float(np.ptp(points, axis=0).max()) or 1.0
-    middles = spread_apart(np.stack([np.median(points[labels == k], axis=0) for k in classes]), 0.065 * span)
-    for k, middle in zip(classes, middles, strict=True):
+    axes.set_aspect("equal", adjustable="box")
+    axes.margins(0.02)
+    for k, place in zip(classes, label_places(points, labels, 0.065 * longest), strict=True):
         box = {"boxstyle": "circle,pad=0.25", "facecolor": TEN[k % 10], "edgecolor": "white", "linewidth": 1.2}
         ink = "white" if k in (0, 4, 8) else "black"  # whichever stands out against the class's color
-        axes.annotate(str(k), middle, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
+        axes.annotate(str(k), place, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
     axes.set_title(title, fontsize=10)
     if axis:
         axes.set_xlabel(f"{axis}₁")
@@ -113,28 +122,30 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
     else:
         axes.set_xticks([])
         axes.set_yticks([])
-    legend = {"frameon": False, "fontsize": 9, "markerscale": 2, "handletextpad": 0.2}
-    axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), **legend)
+    legend = {"frameon": False, "fontsize": 9, "markerscale": 2, "handletextpad": 0, "columnspacing": 0.8}
+    figure.legend(loc="outside lower center", ncols=len(classes), **legend)
     return figure
 
 
-def spread_apart(points: np.ndarray, distance: float) -> np.ndarray:
-    """Points (N, 2) moved, as little as a few steps allow, until no two are nearer than `distance`."""
-    points = points.astype(float)
-    for _ in range(200):
-        difference = points[:, None] - points[None]
-        length = np.hypot(*difference.transpose(2, 0, 1))
-        i, j = np.nonzero(np.triu(length < distance * 0.999, 1))
-        if not len(i):
-            break
-        # coincident points part along directions of their own
-        angle = 2.4 * (i + j)
-        fallback = np.stack([np.cos(angle), np.sin(angle)], -1)
-        gap = length[i, j, None]
-        push = np.where(gap > 1e-9 * distance, difference[i, j] / np.maximum(gap, 1e-9 * distance), fallback)
-        np.add.at(points, i, 0.5 * (distance - gap) * push)
-        np.add.at(points, j, -0.5 * (distance - gap) * push)
-    return points
+def label_places(points: np.ndarray, labels: np.ndarray, distance: float) -> np.ndarray:
+    """A point of each class to label it by, where the class is densest: (classes, 2).
+
+    No two are nearer than `distance` unless a class has no point farther from those of the classes before it.
+
+    Args:
+        points: (N, 2).
+        labels: (N,); the classes come in their order.
+        distance: also the radius in which points are counted.
+    """
+    near = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) < distance
+    places = np.empty((0, 2))
+    for k in np.unique(labels):
+        own = labels == k
+        density = near[own][:, own].sum(1)
+        gaps = np.hypot(*(points[own][:, None] - places[None]).transpose(2, 0, 1)).min(1, initial=distance)
+        best = np.where(gaps >= distance, density, -np.inf).argmax() if (gaps >= distance).any() else gaps.argmax()
+        places = np.vstack([places, points[own][best]])
+    return places
 
 
 def code_usage(states: Tensor) -> Figure:
@@ -151,21 +162,28 @@ def code_usage(states: Tensor) -> Figure:
     images, variables, codes = states.shape
     usage = states.mean(0)
     overall, single = perplexity(usage), perplexity(states).log().mean(0).exp()
-    title = f"code usage over {images} test images (uniform: {1 / codes:.2g}); "
-    title += f"mean perplexity {overall.mean():.2f} of {codes}"
+    title = f"code usage over {images} test images; mean perplexity {overall.mean():.2f} of {codes}"
     if codes == 2:
         return _binary_usage(usage[:, 1], (overall / single).log(), title)
     options = {"sharey": True, "width_ratios": [max(2.0, min(codes / 5, 4.0)), 1]}
     figure, (axes, bars) = chart(1, 2, width=8, height=min(max(3.0, 1.5 + 0.18 * variables), 12), **options)
-    heat = axes.imshow(usage.numpy(), cmap="cividis", vmin=0, vmax=usage.max().item(), aspect="auto")
+    ratio = (usage * codes).clamp(min=1e-6).log2().numpy()
+    limit = float(np.clip(np.ceil(2 * np.abs(ratio).max()) / 2, 0.5, 3))
+    heat = axes.imshow(ratio, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     axes.set_xlabel("code")
     axes.set_ylabel("variable")
     axes.set_xticks(range(0, codes, -(-codes // 20)))
     axes.set_yticks(range(0, variables, -(-variables // 40)))
     axes.tick_params(labelsize=8)
-    figure.colorbar(heat, ax=axes, label="mean of q(code | x)")
-    bars.barh(range(variables), overall.numpy(), color=COLORS["blue"], height=0.8, label="over all images")
-    bars.barh(range(variables), single.numpy(), color=COLORS["yellow"], height=0.4, label="of one image's q(z|x)")
+    bar = figure.colorbar(heat, ax=axes)
+    bar.set_label(f"mean of q(code | x)\nin units of 1/{codes} (uniform use)", fontsize=8)
+    powers = [n for n in (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3) if abs(n) <= limit]
+    labels = [f"{2**n:.3g}" for n in powers]
+    if limit == 3:  # beyond which there may be more
+        labels[0], labels[-1] = f"≤ {labels[0]}", f"≥ {labels[-1]}"
+    bar.set_ticks(powers, labels=labels, fontsize=8)
+    bars.barh(range(variables), overall.numpy(), color=COLORS["blue"], alpha=0.3, height=0.8, label="over all images")
+    bars.barh(range(variables), single.numpy(), color=COLORS["blue"], height=0.4, label="of one image's q(z|x)")
     bars.set_xlim(0, codes)
     bars.set_xlabel("perplexity")
     bars.tick_params(labelsize=8)
@@ -179,15 +197,15 @@ def _binary_usage(ones: Tensor, information: Tensor, title: str) -> Figure:
     columns = min(20, len(ones))
     rows = -(-len(ones) // columns)
     figure, panels = chart(2, width=7, height=max(4.0, 2.2 + 0.36 * rows), sharex=True)
-    off = max((ones - 0.5).abs().max().item(), 0.01)
-    for axes, values, limits, label in (
-        (panels[0], ones, (0.5 - off, 0.5 + off), "mean of q(z = 1 | x)"),
-        (panels[1], information, (0, max(information.max().item(), 0.01)), "information (nats)"),
+    off = max((ones - 0.5).abs().max().item(), 0.05)
+    for axes, values, limits, colors, label in (
+        (panels[0], ones, (0.5 - off, 0.5 + off), DIVERGING, "mean of q(z = 1 | x)"),
+        (panels[1], information, (0, max(information.max().item(), 0.01)), "viridis", "information (nats)"),
     ):
         folded = torch.full((rows * columns,), torch.nan)
         folded[: len(values)] = values
         heat = axes.imshow(
-            folded.view(rows, columns).numpy(), cmap="cividis", vmin=limits[0], vmax=limits[1], aspect="auto"
+            folded.view(rows, columns).numpy(), cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto"
         )
         shown = range(0, rows, -(-rows // 12))
         axes.set_yticks(list(shown), [str(row * columns) for row in shown])

@@ -27,15 +27,15 @@ def montage(images: Tensor, pad: int = 1) -> Tensor:
     return canvas if colors == 3 else canvas[..., 0]
 
 
-def changes(images: Tensor, reference: Tensor, gain: float = 3.0) -> Tensor:
-    """How images differ from a reference: it in light gray, added ink in orange, missing ink in blue, `gain` times.
+def changes(images: Tensor, reference: Tensor, gain: float) -> Tensor:
+    """How images differ from a reference: it in gray, added ink in orange, missing ink in blue, `gain` times.
 
     Both (..., 1, H, W) in [0, 1], broadcast -> (..., 3, H, W).
     """
     images, reference = torch.broadcast_tensors(images.float().cpu(), reference.float().cpu())
     difference = (gain * (images - reference)).clamp(-1, 1)
     orange, blue = (torch.tensor(list(bytes.fromhex(COLORS[c][1:])))[:, None, None] / 255 for c in ("orange", "blue"))
-    paper = 1 - 0.35 * reference.clamp(0, 1).expand(*reference.shape[:-3], 3, -1, -1)
+    paper = 1 - 0.5 * reference.clamp(0, 1).expand(*reference.shape[:-3], 3, -1, -1)
     amount = difference.abs()
     return (1 - amount) * paper + amount * torch.where(difference > 0, orange, blue)
 
@@ -77,7 +77,7 @@ def image_grid(
         spine.set_visible(False)
     for row, column in frames or []:
         corner = (column * width, row * height)
-        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor=COLORS["gray"], linewidth=1.5))
+        axes.add_patch(Rectangle(corner, width - 1, height - 1, fill=False, edgecolor="black", linewidth=1.5))
     return figure
 
 

@@ -113,6 +113,19 @@ def state_traversal(index: Tensor, variables: Tensor, codes: Tensor) -> Tensor:
     return grid.flatten(1, 2)
 
 
+def originals(x: Tensor, means: Tensor, columns: int) -> Tensor:
+    """A row above a table: each image (N, *shape), its mean, and blanks up to so many: (1, N * columns, *shape)."""
+    blanks = x.new_zeros(len(x), columns - 2, *x.shape[1:])
+    return torch.cat([x[:, None], means[:, None].to(x), blanks], 1).flatten(0, 1)[None].float()
+
+
+def visible_gain(differences: Tensor) -> int:
+    """The factor, 1 to 10, by which half of the images of differences (R, C, *shape) reach full color or nearly."""
+    strongest = differences.abs().flatten(2).amax(-1)
+    changed = strongest[strongest > 0]
+    return round(min(max(1 / changed.median().item(), 1), 10)) if len(changed) else 1
+
+
 def interpolation(a: Tensor, b: Tensor, columns: int) -> Tensor:
     """Straight lines between posterior means (N, D): (N, columns, D), both ends included."""
     t = torch.linspace(0, 1, columns).to(a)[:, None]
@@ -188,17 +201,22 @@ def _gaussian(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
     spread = seen.means.float().std(0, correction=0)
     dimensions = spread.argsort(descending=True)[:8]  # a dimension that the encoder does not use does not move
     values = torch.linspace(-3, 3, 13)
-    images = decode(model, traversal(seen.means[0], dimensions, values))
+    mean = seen.means[0]
+    images = decode(model, traversal(mean, dimensions, values))
+    first = originals(seen.x[:1], decode(model, mean[None, None])[0], len(values))
+    nearest = (values - mean[dimensions, None].cpu()).abs().argmin(1)
     yield (
         "traversals",
         grids.image_grid(
-            images,
-            "E[x|z] of the first test image, one dimension moved, the others at their posterior mean\n"
+            torch.cat([first, images.float()]),
+            "top: the first test image, and E[x|z] at its posterior mean\n"
+            "below: one dimension moved, the others at their posterior mean; framed: the value nearest to its own\n"
             "the dimensions whose posterior means spread most (standard deviation in brackets)",
-            [f"z{d + 1} ({spread[d]:.2f})" for d in dimensions.tolist()],
+            ["", *(f"z{d + 1} ({spread[d]:.2f})" for d in dimensions.tolist())],
             [f"{value:g}" for value in values.tolist()],
             "value of the dimension (the prior's standard deviations)",
             "dimension",
+            [(row, column) for row, column in enumerate(nearest.tolist(), 1)],
         ),
     )
     a, b = _two_ends(seen)
@@ -216,21 +234,25 @@ def _discrete(model: VAE, seen: Encoded, probabilities: Tensor) -> Iterator[tupl
     count = max(1, min(10 // states, len(index)))  # so many images that the table is about ten wide
     own = index[:count]
     images = decode(model, from_states(model.latent, state_traversal(own, variables, codes)))  # (R, N * K, ...)
-    before = decode(model, from_states(model.latent, own[None])).repeat_interleave(shown, 1)  # (1, N * K, ...)
-    of = "the first test image" if count == 1 else f"{count} test images"
+    own_means = decode(model, from_states(model.latent, own[None]))  # (1, N, ...)
+    before = own_means.repeat_interleave(shown, 1)  # (1, N * K, ...)
+    first = originals(seen.x[:count], own_means[0], shown)
+    gain = visible_gain(images - before)
+    of = "the first test image and E[x|z] at" if count == 1 else f"{count} test images, right of each E[x|z] at"
     framed = (own[:, variables, None] == codes).transpose(0, 1).flatten(1)  # (N, R, K) -> (R, N * K)
     yield (
         "codes",
         grids.image_grid(
-            grids.changes(images, before),
-            f"E[x|z] of {of} with one variable changed; framed: its own code\n"
-            "orange: ink added, blue: ink taken away, three times the change\n"
+            torch.cat([1 - first.cpu().clamp(0, 1).expand(-1, -1, 3, -1, -1), grids.changes(images, before, gain)]),
+            f"top: {of} its codes\n"
+            "below: E[x|z] with one variable changed; framed: its own code\n"
+            f"orange: ink added, blue: ink taken away, {gain} times the change\n"
             "the variables that say most about the image come first",
-            [str(v) for v in variables.tolist()],
+            ["", *(str(v) for v in variables.tolist())],
             [str(k) for k in codes.tolist()] * count,
             "code" if shown == states else f"code (the {shown} most used of {states})",
             "variable",
-            framed.nonzero().tolist(),
+            [(row + 1, column) for row, column in framed.nonzero().tolist()],
         ),
     )
     a, b = _two_ends(seen)

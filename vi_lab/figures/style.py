@@ -6,14 +6,17 @@ Matplotlib without pyplot, so that drawing changes nothing of a notebook's backe
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from vi_lab.runs.files import write_bytes
@@ -24,6 +27,9 @@ COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "gray": "#
 # Petroff's ten (arXiv 2107.02270), made for scatter plots under color-vision deficiency; ordered so that digits that
 # lie close together in latent space (3, 5, 8; 4, 7, 9) are far apart in color
 TEN = ("#717581", "#a96b59", "#94a4a2", "#ffa90e", "#832db6", "#3f90da", "#e76300", "#b9ac70", "#bd1f01", "#92dadd")
+DIVERGING = LinearSegmentedColormap.from_list(
+    "less_and_more", ["#002B45", COLORS["blue"], "white", COLORS["orange"], "#541F00"]
+)
 CLASS_MARKERS = "os^vDPX<>p"
 DPI = 150
 
@@ -93,3 +99,40 @@ def side_legend(figure: Figure, axes: Axes) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+class Column(NamedTuple):
+    """One panel of `dot_rows`."""
+
+    label: str
+    values: Sequence[float]
+    log: bool = False
+    errors: Sequence[float] | None = None
+
+
+def dot_rows(panels: Sequence[Axes], names: Sequence[str], columns: Sequence[Column], looks: Sequence[dict]) -> None:
+    """A row for each name, from the top downward, and its values side by side: nothing can cover anything.
+
+    Args:
+        panels: one for each column, of shared rows.
+        looks: of the names, as `look` gives them; what else `errorbar` takes may be among them.
+    """
+    rows = range(len(names))
+    for axes, column in zip(panels, columns, strict=True):
+        errors = column.errors or [0.0] * len(names)
+        for row, value, error, style in zip(rows, column.values, errors, looks, strict=True):
+            bar = error if error > 0 else None  # of one seed there is none
+            axes.errorbar(value, row, xerr=bar, elinewidth=1.6, zorder=3, **{**style, "linestyle": "none"})
+        if column.log:
+            axes.set_xscale("log")
+            if max(column.values) < 100 * min(column.values):  # fewer than two decades: the powers of ten do not do
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel(column.label)
+        axes.set_yticks(rows, names, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        for text in axes.get_yticklabels():
+            text.set_visible(axes is panels[0])
+        axes.grid(alpha=0.3)
