@@ -1,17 +1,20 @@
-"""The terminal: one way to make a console, to say something, and to show progress."""
+"""The terminal: one way to make a console, to say something, to print tables that fit, and to show progress."""
 
 from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from vi_lab.errors import printable
@@ -75,12 +78,85 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
     """A console on stdout.
 
     Args:
-        width: where stdout is no terminal, so that a log does not fold tables.
+        width: where stdout is no terminal and COLUMNS says nothing, so that a log does not fold tables.
         options: of `rich.console.Console`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # what an ASCII terminal cannot show, such as ±, ends nothing
-    return Terminal(**options) if sys.stdout.isatty() else Terminal(width=width, **options)
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Terminal(**options) if known else Terminal(width=width, **options)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+class Heading(NamedTuple):
+    """Of a column of `print_tables`."""
+
+    text: str
+    numeric: bool = True
+    """Flush right, and never folded. Text is folded where the terminal is narrow, between words where it can be."""
+    priority: int = 0
+    """What a narrow terminal does without first: the largest. Columns of 0 stay."""
+
+
+LEAST = 22
+"""To this width text may be folded before a column of numbers is left out for it."""
+
+
+def print_tables(
+    terminal: Terminal,
+    headings: Sequence[Heading],
+    tables: Sequence[tuple[str, Sequence[Sequence[str]]]],
+    elsewhere: str = "",
+) -> None:
+    """Print tables that have the same columns, so that they fit the terminal: text is folded, then columns are left out
+    by priority, the same in all tables, and named. No number is ever cut.
+
+    Args:
+        headings: of each table's columns; at least one with priority 0.
+        tables: a title, and rows with a cell for each heading.
+        elsewhere: who has what is left out, such as "audit.csv has them".
+    """
+    cells = [[printable(row[i]) for _, rows in tables for row in rows] for i in range(len(headings))]
+    least = [_least(heading, texts) for heading, texts in zip(headings, cells, strict=True)]
+    shown: list[int] = []
+
+    def spare(more: int = 0) -> int:
+        return terminal.width - 1 - more - sum(3 + least[i] for i in shown)  # each has a border and two blanks
+
+    for i in sorted(range(len(headings)), key=lambda i: headings[i].priority):
+        if not headings[i].priority or spare(3 + least[i]) >= 0:
+            shown.append(i)
+    shown.sort()
+    rest = spare()
+    widths = {}
+    for i in sorted(shown, key=lambda i: headings[i].numeric):  # text is unfolded before the headings of numbers
+        more = min(rest, max(map(cell_len, [headings[i].text, *cells[i]])) - least[i])
+        if headings[i].numeric:
+            more = max(more, 0)  # where nothing is left to leave out, only text gets narrower
+        widths[i] = max(1, least[i] + more)
+        rest -= more
+    for title, rows in tables:
+        table = Table(title=title, title_justify="left")
+        for i in shown:
+            table.add_column(headings[i].text, overflow="fold", width=widths[i])
+            table.columns[-1].justify = "right" if headings[i].numeric else "left"
+        for row in rows:
+            table.add_row(*(row[i] for i in shown))
+        terminal.print(table)
+    if left_out := ", ".join(heading.text for i, heading in enumerate(headings) if i not in shown):
+        terminal.say(f"too narrow for: {left_out}" + (f" ({elsewhere})" if elsewhere else ""), "dim")
+
+
+def _least(heading: Heading, texts: list[str]) -> int:
+    """The width at which no number, no word of its heading, and no word of a text that is not long is broken."""
+    words = heading.text.split() if heading.numeric else " ".join([heading.text, *texts]).split()
+    longest = max(map(cell_len, words), default=1)
+    return max([longest, *map(cell_len, texts)]) if heading.numeric else min(longest, LEAST)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

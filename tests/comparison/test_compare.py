@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
-import html.parser
 import io
 import json
 import math
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,14 +19,18 @@ import pandas
 import pytest
 import scipy.stats
 import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.support import SMALL, TIME_LIMIT, composed
 from vi_lab import cli
 from vi_lab.commands.compare import default_folder
 from vi_lab.comparison import curves, groups, stats
 from vi_lab.comparison.compare import compare
-from vi_lab.comparison.documents import markdown
+from vi_lab.comparison.documents import html, markdown
 from vi_lab.comparison.groups import Section
+from vi_lab.comparison.notes import gathered
+from vi_lab.comparison.notes import notes as all_notes
 from vi_lab.comparison.publish import show, summarize, write
 from vi_lab.comparison.tables import explanation, group_rows
 from vi_lab.console import Terminal
@@ -79,7 +84,7 @@ def compared(folder: Path, **arguments: object) -> groups.Comparison:
 
 
 def notes(comparison: groups.Comparison) -> str:
-    return "\n".join(comparison.notes)
+    return "\n".join(note.text for note in all_notes(comparison))
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -265,17 +270,17 @@ def test_other_data_or_likelihood_stand_apart(tmp_path: Path) -> None:
 def test_unequal_budgets_and_machines_are_said(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "estimator=rloo", epochs=3, nll=90.0)
     write_run(tmp_path / "b", "estimator=nvil", "data.batch_size=50", "data.validation=100", epochs=5, evaluations=None)
-    other = write_run(tmp_path / "c", "estimator=rebar", "evaluation.samples=10")
+    other = write_run(tmp_path / "c", "estimator=rebar", "evaluation.samples=10", nll=91.0)
     write_json(other / "environment.json", {"processor": "slide rule", "data": {"sha256": "cd" * 32}})
     said = notes(compared(tmp_path))
     for words in ("Unequal budgets: training steps (36: rloo, rebar; 60: nvil)", "batch size (100: rloo, rebar; 50",
-                  "validation images", "samples K per image (100: rloo, nvil; 10: rebar)", "Wall times come from",
+                  "validation images", "samples K per image (100: rloo; 10: rebar)", "Wall times come from",
                   "sha256 abababab", "Decoder evaluations were not recorded by nvil, rebar"):  # fmt: skip
         assert words in said, words
 
 
 def test_equal_groups_need_no_notes(sweep: Path) -> None:
-    assert compared(sweep).notes == []
+    assert notes(compared(sweep)) == ""
 
 
 def test_what_is_not_finished_is_left_out_by_name_with_the_reason(sweep: Path) -> None:
@@ -291,7 +296,7 @@ def test_what_is_not_finished_is_left_out_by_name_with_the_reason(sweep: Path) -
     (sweep / "bare").mkdir()
     (sweep / "bare" / "config_resolved.yaml").write_text("a: [")
     comparison = compared(sweep)
-    left_out = {Path(folder).name: reason for folder, reason in comparison.left_out}
+    left_out = {Path(run.folder).name: run.reason for run in comparison.left_out}
     assert left_out["f"] == "failed: train/loss became nan"
     assert left_out["r"] == "killed"  # nothing holds its lock
     assert left_out["early"] == "failed: no such folder"
@@ -318,8 +323,7 @@ def test_the_evaluation_of_a_run_adds_columns(sweep: Path) -> None:
     assert "| NLL |" in text
     assert "96.00 ± 0.58" in text
     assert comparison.groups[2].metric("test/nll").empty  # of other weights than its losses
-    assert "samples K per image (5000: rloo; 100: gumbel_softmax, gaussian)" in notes(comparison)
-    assert "test images (360: rloo; all: gumbel_softmax, gaussian)" in notes(comparison)
+    assert "NLL was estimated" not in notes(comparison)  # by one group only
     assert comparison.groups[0].mean("test/loss") > 100  # of the end of training, as for the others
 
 
@@ -350,7 +354,7 @@ def test_evaluations_with_equal_settings_are_compared(sweep: Path) -> None:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """Checks that tags are closed in order; collects tags, attributes and text."""
 
     VOID = ("meta", "br", "img", "link")
@@ -382,13 +386,14 @@ class Page(html.parser.HTMLParser):
 def check_page(text: str) -> Page:
     page = Page(text)
     names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "iframe", "object", "embed", "link", "img", "base", "form", "a", "foreignobject"}
+    assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "a", "foreignobject"}
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
     for tag, attributes in page.tags:
         for key, value in attributes.items():
             assert not key.startswith("on"), (tag, key)
-            assert key not in ("src", "srcset", "action", "formaction"), (tag, key)
+            assert key not in ("srcset", "action", "formaction"), (tag, key)
+            assert key != "src" or re.fullmatch(r"data:image/png;base64,[\w+/=]+", value), (tag, value)
             assert not key.endswith("href") or value.startswith("#"), (tag, value)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
@@ -418,9 +423,13 @@ def test_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     lines = (folder / "comparison.md").read_text().splitlines()
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     tex = (folder / "comparison.tex").read_text()
-    assert r"gumbel\_softmax & Categorical 30x10 & 3" in tex
+    assert r"gumbel\_softmax & Categorical 30x10 & 106.67" in tex
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
     assert "$-$2.50" in tex
+    assert r"gaussian & Gaussian 20 & \textbf{103.17 $\pm$ 1.17}" in tex  # the best, whatever came first
+    assert "Seeds: 3, epochs: 3. " in tex  # the same for all: said once
+    assert r"\label{tab:comparison}" in tex
+    assert "--" not in tex  # no option of a command in a caption
     page = check_page((folder / "comparison.html").read_text())
     assert sum(tag == "svg" for tag, _ in page.tags) == 3
     assert "gumbel_softmax" in page.text
@@ -503,6 +512,95 @@ def test_narrow_terminals_lose_columns_not_digits(sweep: Path, width: int) -> No
     assert all(len(line) <= width for line in text.splitlines() if line[:1] in "┏┃│┗└")
 
 
+def test_the_page_opens_with_tables_and_warnings_are_folded(sweep: Path) -> None:
+    for index in range(5):
+        write_run(sweep / f"other{index}", f"objective.beta={index + 2}")
+        write_run(sweep / f"start{index}", state="failed", reason="no such data")
+    page = html(compared(sweep), [])
+    first = page.index("<table")
+    assert first < page.index("Nats per image") < page.index("<summary>")
+    assert "6 warnings" in page
+    assert "5 runs left out" in page
+    assert not re.search(r"<details[^>]* open", page)
+    assert all(f"start{index}" in page for index in range(5))
+    assert re.search(r"\.scroll \{ overflow-x: auto;.*?\n.*gradient", page)
+    assert "position: sticky" in page
+
+
+def test_the_terminal_gathers_what_was_left_out_and_what_to_know(sweep: Path) -> None:
+    for index in range(9):
+        write_run(sweep / f"other{index}", f"objective.beta={index + 2}")
+        write_run(sweep / f"start{index}", state="failed", reason="no such data " * 30)
+        killed = write_run(sweep / f"killed{index}", state="running")
+        (killed / "checkpoints").mkdir()
+        (killed / "checkpoints" / "last.ckpt").touch()
+    console = Terminal(width=400, record=True, file=io.StringIO())
+    comparison = compared(sweep)
+    show(comparison, console)
+    lines = console.export_text().splitlines()
+    assert [line.partition(":")[0] for line in lines if line.startswith("left out")] == [
+        "left out, 9 unfinished (vi-lab train resume=FOLDER goes on)", "left out, 9 failed starts",
+    ]  # fmt: skip
+    assert all("; and 6 more, which comparison.html names" in line for line in lines if line.startswith("left out"))
+    single = [line for line in lines if line.startswith("! One seed only")]
+    assert len(single) == 1
+    assert ", in 9 tables (" in single[0]
+    assert markdown(comparison).count("- left out: ") == 18
+    assert list(gathered([])) == []
+
+
+def test_columns_on_demand(sweep: Path, capsys: pytest.CaptureFixture) -> None:
+    for names in ("test,latent", "test/loss, Latent"):
+        assert cli.main(["compare", str(sweep), "--columns", names]) == 0
+        assert re.search(r"┃ group +┃ +test ┃ latent +┃", capsys.readouterr().out)
+    folder = sweep / "comparison"
+    assert (folder / "comparison.md").read_text().splitlines()[2] == "| group | test | latent |"
+    assert "    group & test & latent \\\\\n" in (folder / "comparison.tex").read_text()
+    assert len(re.findall('<th scope="col"', (folder / "comparison.html").read_text().partition("</table>")[0])) == 3
+    assert "train/loss" in pandas.read_csv(folder / "comparison.csv")  # all of them
+    for name in ("nope", "nll"):  # no such column, and none of these runs
+        assert cli.main(["compare", str(sweep), "--columns", f"test,{name}"]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert (
+            f"have no '{name}' (there are: group, latent, seeds, train, unrelaxed, gap, val, test, diff" in captured.err
+        )
+
+
+def test_names_leave_out_what_other_settings_say(tmp_path: Path) -> None:
+    for index, (rate, size) in enumerate(((0.1, 50), (0.1, 20), (0.2, 10))):
+        write_run(tmp_path / f"{index}", "estimator=rloo", f"optimizer.lr={rate}", f"data.batch_size={size}")
+    assert {g.name for g in compared(tmp_path).groups} == {f"rloo data.batch_size={size}" for size in (50, 20, 10)}
+    names = groups.run_labels([*find_runs([tmp_path]), *find_runs([tmp_path / "0"])])
+    assert names[0] == names[3] == "rloo data.batch_size=50 s0 (0)"
+    write_run(tmp_path / "seed", "estimator=rloo", "optimizer.lr=0.2", "data.batch_size=10", seed=3)
+    assert [name.rpartition(" ")[2] for name in groups.run_labels(find_runs([tmp_path]))] == ["s0", "s0", "s0", "s3"]
+
+
+def test_pictures_of_each_groups_first_run(sweep: Path, tmp_path: Path) -> None:
+    def picture(name: str, width: int = 700, **options: object) -> None:
+        (sweep / name / "figures").mkdir(exist_ok=True)
+        Image.new("RGB", (width, 700), "red").save(sweep / name / "figures" / "samples.png", **options)
+
+    words = PngInfo()
+    words.add_text("comment", "<script>")
+    picture("rloo-s1", pnginfo=words)  # the first that has one
+    picture("gaussian-s0", format="GIF")
+    picture("gumbel_softmax-s0", width=40_000)  # more pixels than are decoded
+    (sweep / "gaussian-s1" / "figures").mkdir()
+    (sweep / "gaussian-s1" / "figures" / "samples.png").symlink_to(sweep / "rloo-s1" / "figures" / "samples.png")
+    (sweep / "gaussian-s2" / "figures").mkdir()
+    (sweep / "gaussian-s2" / "figures" / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n<script>")
+    page = check_page(html(compared(sweep), []))
+    (source,) = (attributes["src"] for tag, attributes in page.tags if tag == "img")
+    assert "rloo, seed 1" in page.text
+    data = base64.b64decode(source.partition(",")[2])
+    assert b"script" not in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (600, 600)
+
+
 # --- hostile content -------------------------------------------------------------------------------------------------
 
 NAMES = [
@@ -548,7 +646,7 @@ def test_nothing_of_a_strangers_runs(hostile: Path, capsys: pytest.CaptureFixtur
     page = check_page((folder / "comparison.html").read_text())
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7 * 7 }}" in page.text
-    assert not {"b", "script", "img"} & {tag for tag, _ in page.tags}
+    assert not {"b", "script", "img"} & {tag for tag, _ in page.tags}  # and no run has a picture
     for name in ("comparison.csv", "comparison_runs.csv"):
         for row in csv.reader((folder / name).read_text().splitlines()):
             for cell in row:
@@ -609,7 +707,7 @@ def test_a_sweep_ends_with_its_comparison(
     assert re.fullmatch(r"\d{4}", folder.name)
     table = out[out.index("digits, dynamic binarization") :]
     assert "rloo" in table
-    assert re.search(r"left out: .*3-rloo-validation=99999-s0 \(failed: .*data.validation", table)
+    assert re.search(r"left out, 2 failed starts: .*3-rloo-validation=99999-s0 \(failed: .*data.validation", table)
     assert (folder / "comparison" / "comparison.html").is_file()
     rows = pandas.read_csv(folder / "comparison" / "comparison.csv").set_index("estimator")
     assert rows.loc["rloo", "decoder_evaluations"] == 4

@@ -14,13 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
-from rich.table import Table
-from rich.text import Text
 
 from vi_lab.build import build, build_estimator, instantiate
 from vi_lab.commands.launch import Abort, launch
 from vi_lab.config import choices_of_groups, compose_job, plain, resolved
-from vi_lab.console import Terminal, Words, make_console
+from vi_lab.console import Heading, Terminal, Words, make_console, print_tables
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
 from vi_lab.runs.files import CONFIG_FILE, Status, write_csv, write_json, write_text
@@ -269,7 +267,8 @@ class Audit:
 
     def show(self, interrupted: bool) -> None:
         """The table, and what the estimators were held against."""
-        self.terminal.print(table_of_logits(self.rows))
+        title = "gradient of the negative ELBO with respect to q's logits"
+        print_tables(self.terminal, HEADINGS, [(title, rows_of_logits(self.rows))], "audit.csv has them")
         for multi, reference in self.references.items():
             error = f", relative standard error {reference.error:.2g}" if reference.error else ""
             self.terminal.say(f"reference for the {_target(multi)}: {reference.how}{error}")
@@ -281,17 +280,19 @@ def _samples_of_bound(estimator: GradientEstimator) -> int:
     return estimator.samples if estimator.multi_sample else 0
 
 
-def table_of_logits(rows: list[dict]) -> Table:
-    """The logits' rows, least error first."""
-    result = Table(title="gradient of the negative ELBO with respect to q's logits", title_justify="left")
-    result.add_column("estimator", no_wrap=True)
-    for heading in ("relative bias", "95 % interval", "variance", "SNR", "cosine", "MSE", "decoder evals", "ms"):
-        result.add_column(heading, justify="right", no_wrap=True)
+HEADINGS = (
+    *(Heading("estimator", numeric=False), Heading("relative bias", priority=1), Heading("95 % interval", priority=3)),
+    *(Heading("variance", priority=2), Heading("SNR", priority=6), Heading("cosine", priority=4), Heading("MSE")),
+    *(Heading("decoder evals", priority=5), Heading("ms", priority=7)),
+)
+
+
+def rows_of_logits(rows: list[dict]) -> list[list[str]]:
+    """The logits' rows as cells below `HEADINGS`, least error first."""
     chosen = [row for row in rows if row["group"] == "logits"]
-    for row in sorted(chosen, key=lambda row: (row["target"], row["mean_squared_error"])):
-        target = "" if row["target"] == "ELBO" else f" ({row['target']})"
-        result.add_row(
-            Text.assemble(row["estimator"], (target, "dim")),
+    return [
+        [
+            row["estimator"] + ("" if row["target"] == "ELBO" else f" ({row['target']})"),
             f"{row['relative_bias']:.3f}",
             f"{row['relative_bias_low']:.3f} to {row['relative_bias_high']:.3f}",
             f"{row['variance']:.3g}",
@@ -300,5 +301,6 @@ def table_of_logits(rows: list[dict]) -> Table:
             f"{row['mean_squared_error']:.3g}",
             f"{row['decoder_evaluations']:.0f}",
             f"{row['milliseconds']:.1f}",
-        )
-    return result
+        ]
+        for row in sorted(chosen, key=lambda row: (row["target"], row["mean_squared_error"]))
+    ]

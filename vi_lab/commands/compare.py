@@ -36,9 +36,11 @@ def parser() -> Parser:
     parser.add_argument("--reference", metavar="NAME", help="the group that others are held against (the best one)")
     parser.add_argument("--select", action="store_true", help="only the best setting of each estimator, by val/loss")
     parser.add_argument("--adjust", action="store_true", help="intervals that hold all at once, not each on its own")
+    parser.add_argument(
+        "--columns", metavar="NAMES", default="", help="such as test,difference,nll (all; a page's worth in the .tex)"
+    )
     parser.add_argument("--tag", metavar="TAG", action="append", default=[], help="only runs with this tag; repeatable")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the files go (FOLDER/comparison)")
-
     return parser
 
 
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     """Compare finished runs; print the tables and write the files.
 
     Raises:
-        UserError: no run, no such reference, or none that has finished.
+        UserError: no run, no such reference, no such column, or none that has finished.
     """
     arguments = parser().parse_args(argv)
     runs = find_runs(arguments.paths or ["outputs"])
@@ -75,5 +77,6 @@ def main(argv: list[str]) -> int:
     from vi_lab.comparison.publish import publish
 
     comparison = compare(runs, arguments.reference, arguments.select, arguments.adjust)
+    comparison.columns = [name for part in arguments.columns.split(",") if (name := part.strip())]
     publish(comparison, arguments.output or default_folder(arguments.paths))
     return 0

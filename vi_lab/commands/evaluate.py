@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from functools import partial
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.table import Table
 
 from vi_lab.commands.launch import Abort, launch
-from vi_lab.comparison.groups import labels
+from vi_lab.comparison.groups import group_labels, run_labels, seed_of
+from vi_lab.comparison.stats import mean_and_error
 from vi_lab.config import plain, read_arguments
-from vi_lab.console import Terminal, image_bar, make_console
+from vi_lab.console import Heading, Terminal, image_bar, make_console, print_tables
 from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.run import Run, find_runs
@@ -81,7 +82,7 @@ def evaluate_runs(config: DictConfig, overrides: list[str]) -> None:
             terminal.say(f"{_name(run)}: {value} ({report['seconds']:.0f} s)")
     if not reports:
         raise ViLabError("none of the runs could be evaluated")
-    terminal.print(table_of_one(reports[0]) if single else table_of_many(evaluated, reports))
+    show(terminal, evaluated, reports)
     for note in dict.fromkeys(note for report in reports for note in report["notes"]):
         terminal.say(f"note: {note}")
     files = " or ".join(dict.fromkeys(report["file"] for report in reports))
@@ -157,15 +158,26 @@ def _value(metrics: dict[str, float], name: str, digits: int = 2) -> str:
     return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
-def table_of_one(report: dict[str, Any]) -> Table:
-    """One evaluation as a rich table: a row per metric."""
+def show(terminal: Terminal, runs: list[Run], reports: list[dict[str, Any]]) -> None:
+    """One evaluation with a row per metric; several with a row per run, and where settings were repeated with other
+    seeds, with a row for their means."""
+    files = "the files named below have them"
+    if len(reports) == 1:
+        print_tables(terminal, METRIC, [(_title(reports), rows_of_one(reports[0]))])
+        return
+    print_tables(terminal, *table_of_many(runs, reports), files)
+    if not reports[-1]["interrupted"] and (means := table_of_means(runs, reports)):
+        print_tables(terminal, *means, "the files below have those of each run")
+
+
+METRIC = (Heading("metric", numeric=False), Heading("value"), Heading("", numeric=False, priority=1))
+
+
+def rows_of_one(report: dict[str, Any]) -> list[list[str]]:
+    """One evaluation as cells below `METRIC`."""
     metrics = report["metrics"]
-    result = Table(title=_title([report]), title_justify="left")
-    result.add_column("metric", no_wrap=True)
-    result.add_column("value", justify="right", no_wrap=True)
-    result.add_column("", overflow="fold")
     bound = math.log(report["images"])
-    rows = {
+    texts = {
         "nll": f"-log p(x) by importance sampling; effective sample size {metrics.get('effective_samples', 0):.1f} "
         f"of {report['samples']}",
         "bits_per_dimension": "the nll per pixel, in bits",
@@ -177,50 +189,74 @@ def table_of_one(report: dict[str, Any]) -> Table:
         "loss_relaxed": "what the estimator optimizes, at its relaxed samples",
         "relaxation_gap": "the loss at true samples - loss_relaxed",
     }
-    for name, text in rows.items():
-        if name in metrics:
-            result.add_row(name, _value(metrics, name, 4 if name.startswith("bits") else 2), text)
-    result.add_row("active_units", str(metrics["active_units"]), "variables whose posterior depends on x")
+    rows = [[name, _value(metrics, name, DIGITS.get(name, 2)), text] for name, text in texts.items() if name in metrics]
+    rows.append(["active_units", str(metrics["active_units"]), "variables whose posterior depends on x"])
     if "code_perplexity" in metrics:
-        result.add_row("code_perplexity", _plain(metrics, "code_perplexity"), "of q(z), mean over variables")
-        result.add_row("codes_used", _plain(metrics, "codes_used"), "with a tenth of the uniform share, or more")
-    return result
+        rows.append(["code_perplexity", _plain(metrics, "code_perplexity"), "of q(z), mean over variables"])
+        rows.append(["codes_used", _plain(metrics, "codes_used"), "with a tenth of the uniform share, or more"])
+    return rows
+
+
+DIGITS = {"bits_per_dimension": 4, "active_units": 0}
+SHOWN = {
+    "nll": Heading("nll"),
+    "negative_elbo": Heading("-ELBO", priority=1),
+    "kl": Heading("KL", priority=2),
+    "mutual_information": Heading("I(x; z)", priority=4),
+    "marginal_kl": Heading("marginal KL", priority=5),
+    "relaxation_gap": Heading("gap", priority=6),
+    "bits_per_dimension": Heading("bits/dim", priority=7),
+    "active_units": Heading("active", priority=3),
+}
+"""The metrics of tables over several runs."""
+Table = tuple[list[Heading], list[tuple[str, list[list[str]]]]]
+
+
+def _shown(reports: list[dict[str, Any]]) -> dict[str, Heading]:
+    """The metrics that some run has; the likelihood, or else the negative ELBO, stays on any terminal."""
+    found = {name: heading for name, heading in SHOWN.items() if any(name in r["metrics"] for r in reports)}
+    return found | {(first := next(iter(found))): found[first]._replace(priority=0)}
 
 
 def table_of_many(runs: list[Run], reports: list[dict[str, Any]]) -> Table:
     """Several evaluations, best nll first (the negative ELBO where there is none)."""
-    columns = {
-        "nll": "nll",
-        "negative_elbo": "-ELBO",
-        "kl": "KL",
-        "mutual_information": "I(x; z)",
-        "marginal_kl": "marginal KL",
-        "relaxation_gap": "gap",
-    }
-    columns = {name: heading for name, heading in columns.items() if any(name in r["metrics"] for r in reports)}
-    result = Table(title=_title(reports), title_justify="left")
-    result.add_column("run", overflow="fold", min_width=17)
-    result.add_column("data", no_wrap=True)
-    for heading in (*columns.values(), "bits/dim", "active"):
-        result.add_column(heading, justify="right", no_wrap=True)
-    names = labels([run.settings for run in runs])
+    shown = _shown(reports)
+    headings = [Heading("run", numeric=False), Heading("data", numeric=False, priority=8), *shown.values()]
 
-    def rank(row: tuple[str, Run, dict]) -> float:
-        metrics = row[2]["metrics"]
-        return metrics[_headline(metrics)]
+    def rank(row: tuple[str, dict]) -> float:
+        return row[1]["metrics"][_headline(row[1]["metrics"])]
 
-    for name, run, report in sorted(zip(names, runs, reports, strict=True), key=rank):
+    rows = []
+    for name, report in sorted(zip(run_labels(runs), reports, strict=True), key=rank):
         metrics = report["metrics"]
-        with_error = ("nll", "negative_elbo")
-        cells = [(_value if column in with_error else _plain)(metrics, column) for column in columns]
-        result.add_row(
-            f"{name} s{run.settings['seed']}",
-            f"{report['source']}/{report['binarization']}",
-            *cells,
-            _plain(metrics, "bits_per_dimension", 4),
-            str(metrics["active_units"]),
-        )
-    return result
+        cells = [
+            (_value if metric in ("nll", "negative_elbo") else _plain)(metrics, metric, DIGITS.get(metric, 2))
+            for metric in shown
+        ]
+        rows.append([name, f"{report['source']}/{report['binarization']}", *cells])
+    return headings, [(_title(reports) + " of each run", rows)]
+
+
+def table_of_means(runs: list[Run], reports: list[dict[str, Any]]) -> Table | None:
+    """Means over the seeds of the same settings; None where each has one seed."""
+    shown = _shown(reports)
+    groups: dict[str, dict[int | str, dict[str, float]]] = {}
+    for name, run, report in zip(group_labels(runs), runs, reports, strict=True):
+        groups.setdefault(name, {}).setdefault(seed_of(run), report["metrics"])  # a repetition counts once
+    if all(len(group) == 1 for group in groups.values()):
+        return None
+    rows = []
+    for name, group in groups.items():
+        found = {metric: [m[metric] for m in group.values() if metric in m] for metric in shown}
+        cells = [_mean(values, DIGITS.get(metric, 2) or 1) for metric, values in found.items()]
+        rows.append((statistics.fmean(found[_headline(next(iter(group.values())))]), [name, str(len(group)), *cells]))
+    headings = [Heading("settings", numeric=False), Heading("seeds", priority=1), *shown.values()]
+    return headings, [("means over seeds; ± standard error over seeds", [cells for _, cells in sorted(rows)])]
+
+
+def _mean(values: list[float], digits: int) -> str:
+    mean, error = mean_and_error(values)
+    return _value({"mean": mean, "mean_error": error}, "mean", digits) if values else ""
 
 
 def _plain(metrics: dict[str, float], name: str, digits: int = 2) -> str:

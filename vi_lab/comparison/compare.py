@@ -10,8 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vi_lab.comparison.groups import Comparison, Group, Record, Section, alike, labels, read_record, show_value
-from vi_lab.comparison.notes import SAME_LOSS, notes
+from vi_lab.comparison.groups import (
+    Comparison,
+    Group,
+    LeftOut,
+    Record,
+    Section,
+    alike,
+    kind_left_out,
+    labels,
+    read_record,
+    show_value,
+)
+from vi_lab.comparison.notes import SAME_LOSS
 from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.run import Run
 
@@ -19,10 +30,10 @@ from vi_lab.runs.run import Run
 def compare(
     runs: Iterable[Run], reference: str | None = None, select: bool = False, adjust: bool = False
 ) -> Comparison:
-    """Group, order and annotate runs.
+    """Group and order runs.
 
     Args:
-        runs: finished or not; the others are left out by name.
+        runs: finished or not; the others are left out, with the reason.
         reference: a group's or an estimator's name; None: the best group of each section.
         select: keep the best group of each estimator, by validation.
         adjust: widen the intervals of the differences until all of a section hold at once.
@@ -41,9 +52,10 @@ def compare(
             same[record.seed] = record
         except Exception as error:  # one damaged or hostile folder must not hide the others
             kind = "" if isinstance(error, ViLabError) else f"{type(error).__name__}: "
-            left_out.append((printable(run.folder), printable(kind + one_line(error))[:500]))
+            reason = printable(kind + one_line(error))[:500]
+            left_out.append(LeftOut(printable(run.folder), reason, kind_left_out(run)))
     if not groups:
-        reasons = "; ".join(f"{folder}: {reason}" for folder, reason in left_out[:3])
+        reasons = "; ".join(f"{run.folder}: {run.reason}" for run in left_out[:3])
         raise UserError(f"none of the {count} runs has finished ({reasons}{'; ...' if count > 3 else ''})")
     named = [Group(sorted(g.values(), key=lambda r: (isinstance(r.seed, str), r.seed))) for g in groups.values() if g]
     for group, name in zip(named, labels([group.settings for group in named]), strict=True):
@@ -51,9 +63,7 @@ def compare(
     sections = _sections(named, reference, select)
     for section in sections:
         section.adjusted = adjust
-    result = Comparison(sections, left_out, selected=select)
-    result.notes = list(notes(result))
-    return result
+    return Comparison(sections, left_out, select)
 
 
 def _sections(groups: list[Group], reference: str | None, select: bool) -> list[Section]:

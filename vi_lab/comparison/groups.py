@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 
@@ -39,7 +40,7 @@ class Record:
 
     run: Run
     numbers: dict[str, float]
-    """The final metrics, with `step`: all finite."""
+    """The final metrics, with `step` and `epoch`: all finite."""
     evaluation: dict[str, Any]
     """The evaluation that the likelihood is of, see `alike`: of the last weights on test images; may be empty."""
     evaluations: tuple[dict[str, Any], ...] = ()
@@ -47,9 +48,8 @@ class Record:
 
     @property
     def seed(self) -> int | str:
-        """What pairs runs. The split and the order of the data follow the seed unless data.seed says otherwise."""
-        seed, data = self.run.settings["seed"], self.run.settings["data.seed"]
-        return seed if seed == data else f"{seed}/{data}"
+        """What pairs runs."""
+        return seed_of(self.run)
 
     def environment(self, *path: str) -> Any:
         """A value of environment.json; "unknown" where it is not there."""
@@ -182,16 +182,24 @@ class Section:
         )
 
 
+class LeftOut(NamedTuple):
+    """A run that is not compared: escaped text."""
+
+    folder: str
+    reason: str
+    kind: str
+    """What the terminal gathers by."""
+
+
 @dataclass
 class Comparison:
     """All that the table, the files and the figures show."""
 
     sections: list[Section]
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    """(run folder, why)"""
-    notes: list[str] = field(default_factory=list)
-    """What to know before reading the numbers, in plain sentences."""
+    left_out: list[LeftOut] = field(default_factory=list)
     selected: bool = False
+    columns: Sequence[str] = ()
+    """Which the user wants to see; all where there are none."""
 
     @property
     def groups(self) -> list[Group]:
@@ -204,6 +212,12 @@ class Comparison:
 
 
 # --- reading and naming ----------------------------------------------------------------------------------------------
+
+
+def seed_of(run: Run) -> int | str:
+    """The seed of a run. The split and the order of the data follow it unless data.seed says otherwise."""
+    seed, data = run.settings["seed"], run.settings["data.seed"]
+    return seed if seed == data else f"{seed}/{data}"
 
 
 def _is_number(value: Any) -> bool:
@@ -240,12 +254,28 @@ def read_record(run: Run) -> Record:
     return Record(run, numbers, {}, chosen)
 
 
+def kind_left_out(run: Run) -> str:
+    """Of a run that is not compared: where it stands."""
+    state = run.state
+    if state == "completed":
+        return "finished, but not comparable"
+    if state == "running":
+        return "still running"
+    try:
+        begun = run.checkpoint().is_file()
+    except (OSError, ViLabError):
+        begun = False
+    if not begun:
+        return "failed starts"
+    return "failed while they trained" if state == "failed" else "unfinished (vi-lab train resume=FOLDER goes on)"
+
+
 def _numbers(final: dict[str, float], evaluation: dict[str, Any]) -> dict[str, float]:
     """The final metrics, with those of an evaluation; the losses stay those of the end of training."""
     losses = {name: final.get(name) for name in ("test/loss", "test/reconstruction", "test/kl")}
     later = {f"test/{name}": value for name, value in evaluation.get("metrics", {}).items()}
     stored = {**final, **later, **losses}
-    return {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k == "step") and _is_number(v)}
+    return {k: float(v) for k, v in stored.items() if (METRIC.fullmatch(k) or k in ("step", "epoch")) and _is_number(v)}
 
 
 def alike(records: list[Record]) -> list[Record]:
@@ -265,29 +295,51 @@ def alike(records: list[Record]) -> list[Record]:
 
 
 def labels(settings: list[dict[str, Any]]) -> list[str]:
-    """A name for each group: the estimator, and the first few settings that tell groups of that estimator apart."""
+    """A name for each group: the estimator, and the fewest settings that tell groups of that estimator apart."""
+    keys = {c["name"]: _distinguishing([other for other in settings if other["name"] == c["name"]]) for c in settings}
     names: list[str] = []
     for config in settings:
-        rivals = [other for other in settings if other["name"] == config["name"]]
-        keys = [k for k in _distinguishing(rivals) if k in config]
-        parts = [config["name"], *(f"{k.removesuffix('._target_')}={show_value(config[k], k)}" for k in keys)]
-        name = printable(" ".join(map(str, parts)))
+        parts = [
+            f"{k.removesuffix('._target_')}={show_value(config[k], k)}" for k in keys[config["name"]] if k in config
+        ]
+        name = printable(" ".join([str(config["name"]), *parts]))
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
     return names
 
 
+def group_labels(runs: list[Run]) -> list[str]:
+    """For each run the name of its group; see `labels`."""
+    groups = {run.key: run.settings for run in runs}
+    names = dict(zip(groups, labels(list(groups.values())), strict=True))
+    return [names[run.key] for run in runs]
+
+
+def run_labels(runs: list[Run]) -> list[str]:
+    """A name for each run: its group's, with the seed where some group has several runs, and with the folder where some
+    seed has."""
+    names = group_labels(runs)
+    for more in (lambda run: f"s{seed_of(run)}", lambda run: printable(f"({run.folder.resolve().name})")):
+        if len(set(names)) < len(names):
+            names = [f"{name} {more(run)}" for name, run in zip(names, runs, strict=True)]
+    return names
+
+
 def _distinguishing(rivals: list[dict[str, Any]]) -> list[str]:
-    """Settings, in the order of the config, of which each splits the rivals further than those before it.
+    """Settings, in the order of the config, of which none is needless to tell the rivals apart.
 
     What follows from another setting (schedule.start from temperature) is so left out.
     """
+
+    def apart(keys: list[str]) -> int:
+        return len({tuple(str(config.get(key)) for key in keys) for config in rivals})
+
     kept: list[str] = []
-    classes: list[tuple[str, ...]] = [()] * len(rivals)
     for key in dict.fromkeys(k for config in rivals for k in config if not has(k, INCIDENTAL)):
-        split = [(*c, str(config.get(key))) for c, config in zip(classes, rivals, strict=True)]
-        if len(set(split)) > len(set(classes)):
+        if apart([*kept, key]) > apart(kept):
             kept.append(key)
-            classes = split
+    for key in reversed(kept):  # what those after it say, too
+        if apart(rest := [k for k in kept if k != key]) == apart(kept):
+            kept = rest
     return kept
 
 

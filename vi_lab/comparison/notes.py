@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from vi_lab.comparison.groups import Comparison, Group, Record, Section, show_value
 from vi_lab.errors import printable
@@ -19,20 +19,40 @@ SAME_LOSS = {
 """Where runs differ in one of these, their losses are different quantities."""
 
 
-def names(groups: list[Group], most: int = 4) -> str:
-    """The groups' names in a sentence."""
-    shown = [group.name for group in groups[:most]]
-    return ", ".join(shown) + (f" and {len(groups) - most} more" if len(groups) > most else "")
+class Note(NamedTuple):
+    """A plain sentence, and what it is about."""
+
+    kind: str
+    text: str
+    section: str = ""
+    """The title of the table that it is about, where there are several."""
 
 
-def _spread(groups: list[Group], value: Callable[[Record], Any]) -> str:
-    """Such as "1000: a, b; 500: c" where groups differ in a value, otherwise nothing."""
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        values = dict.fromkeys(show_value(value(record), "") for record in group.records)
-        found.setdefault(printable(" and ".join(values)), []).append(group)
-    mixed = any(" and " in value for value in found)
-    return "; ".join(f"{v}: {names(g)}" for v, g in found.items()) if len(found) > 1 or mixed else ""
+class _Names:
+    """Groups and values in a sentence, the first few or all.
+
+    Args:
+        most: so many, then how many more there are.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+
+    def listed(self, parts: list[str], separator: str) -> str:
+        shown = separator.join(parts[: self.most])
+        return shown if len(parts[: self.most]) == len(parts) else f"{shown} and {len(parts) - (self.most or 0)} more"
+
+    def __call__(self, groups: list[Group]) -> str:
+        return self.listed([group.name for group in groups], ", ")
+
+    def spread(self, groups: list[Group], value: Callable[[Record], Any]) -> str:
+        """Such as "1000: a, b; 500: c" where groups differ in a value, otherwise nothing."""
+        found: dict[str, list[Group]] = {}
+        for group in groups:
+            values = dict.fromkeys(show_value(value(record), "") for record in group.records)
+            found.setdefault(printable(" and ".join(values)), []).append(group)
+        differ = len(found) > 1 or any(" and " in value for value in found)
+        return self.listed([f"{v}: {self(g)}" for v, g in found.items()], "; ") if differ else ""
 
 
 def _setting(key: str) -> Callable[[Record], Any]:
@@ -51,61 +71,92 @@ def _environment(*keys: str) -> Callable[[Record], Any]:
     return lambda record: ", ".join(str(record.environment(key)) for key in keys)
 
 
-def notes(comparison: Comparison) -> Iterator[str]:
-    """What makes numbers of this comparison not compare, or compare less well, in plain sentences."""
-    groups, sections = comparison.groups, comparison.sections
+def notes(comparison: Comparison, most: int | None = None) -> Iterator[Note]:
+    """What makes numbers of this comparison not compare, or compare less well.
+
+    Args:
+        most: how many groups, and values, a note names; None: all.
+    """
+    groups, sections, names = comparison.groups, comparison.sections, _Names(most)
     if len(sections) > 1:
         why = []
         for key, word in SAME_LOSS.items():
-            if spread := _spread(groups, _shown(key)):
+            if spread := names.spread(groups, _shown(key)):
                 why.append(f"{word} ({spread})")
-        yield (
+        yield Note(
+            "Several tables",
             f"These runs differ in {'; in '.join(why)}. Losses do not compare between them: each kind has a table and "
-            "a reference of its own."
+            "a reference of its own.",
         )
     for section in sections:
-        where = f" ({section.title})" if len(sections) > 1 else ""
-        yield from (f"{note[:-1]}{where}." for note in _section_notes(section, comparison))
+        where = section.title if len(sections) > 1 else ""
+        for kind, text in _section_notes(section, comparison, names):
+            yield Note(kind, f"{text[:-1]} ({where})." if where else text, where)
     if comparison.has("test/nll"):
         for key, word in (("samples", "samples K per image"), ("images", "test images")):
-            if spread := _spread(groups, _likelihood(key)):
-                yield f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
-    if spread := _spread(groups, _environment("processor", "device", "threads")):
-        yield f"Wall times come from different machines or numbers of threads ({spread})."
+            if spread := names.spread([g for g in groups if len(g.metric("test/nll"))], _likelihood(key)):
+                text = f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
+                yield Note(f"Different {word}", text)
+    if spread := names.spread(groups, _environment("processor", "device", "threads")):
+        yield Note("Wall times", f"Wall times come from different machines or numbers of threads ({spread}).")
     if unknown := [g for g in groups if math.isnan(g.decoder_evaluations)]:
-        yield f"Decoder evaluations were not recorded by {names(unknown)}: not in that column or figure."
+        text = f"Decoder evaluations were not recorded by {names(unknown)}: not in that column or figure."
+        yield Note("Decoder evaluations", text)
 
 
-def _section_notes(section: Section, comparison: Comparison) -> Iterator[str]:
+def gathered(found: Iterable[Note]) -> Iterator[str]:
+    """A line for each kind of note: its text, or what several tables share and how many they are."""
+    kinds: dict[str, list[Note]] = {}
+    for note in found:
+        kinds.setdefault(note.kind, []).append(note)
+    for kind, same in kinds.items():
+        titles = _Names(2).listed([note.section for note in same], "; ")
+        yield same[0].text if len(same) == 1 else f"{kind}, in {len(same)} tables ({titles})."
+
+
+def _section_notes(section: Section, comparison: Comparison, names: _Names) -> Iterator[tuple[str, str]]:
     groups = section.groups
     gray = groups[0].settings["data.binarization"] == "none"
     gaussian = str(groups[0].settings["likelihood._target_"]).endswith(".Gaussian")
     if gaussian:
-        yield "A Gaussian likelihood is a density: its losses may be negative, and do not compare with a Bernoulli's."
+        what = "A Gaussian likelihood is a density: its losses may be negative, and do not compare with a Bernoulli's"
+        yield what, f"{what}."
     elif gray:
-        yield "A Bernoulli likelihood of gray pixels is not normalized: its losses bound no log-likelihood."
+        what = "A Bernoulli likelihood of gray pixels is not normalized: its losses bound no log-likelihood"
+        yield what, f"{what}."
     if section.selection != "val/loss":
         how = "selected" if comparison.selected else "ordered"
+        what = f"so they are {how} by the test loss itself, which flatters the best"
+        yield f"Nothing was held out in some runs, {what}", f"Nothing was held out in some of these runs, {what}."
+    if spread := names.spread(groups, lambda r: str(r.environment("data", "sha256"))[:8]):
         yield (
-            f"Nothing was held out in some of these runs, so they are {how} by the test loss itself, which flatters "
-            "the best."
+            "The data files differ: losses do not compare",
+            f"The data files differ (sha256 {spread}): their losses do not compare.",
         )
-    if spread := _spread(groups, lambda r: str(r.environment("data", "sha256"))[:8]):
-        yield f"The data files differ (sha256 {spread}): their losses do not compare."
     budget = {
         "training steps": lambda r: int(r.numbers.get("step", 0)),
         "batch size": _setting("data.batch_size"),
         "validation images": _setting("data.validation"),
     }
-    unequal = [f"{word} ({spread})" for word, value in budget.items() if (spread := _spread(groups, value))]
+    unequal = {word: spread for word, value in budget.items() if (spread := names.spread(groups, value))}
     if unequal:
-        yield f"Unequal budgets: {'; '.join(unequal)}. Differences are not those of the methods alone."
+        end = "Differences are not those of the methods alone."
+        text = "; ".join(f"{word} ({spread})" for word, spread in unequal.items())
+        yield "Unequal budgets: differences are not those of the methods alone", f"Unequal budgets: {text}. {end}"
     if uneven := [g for g in groups if any(len(rival.seeds) != len(g.seeds) for rival in g.rivals)]:
-        yield f"The settings that were tried had different numbers of seeds: {names(uneven)}. Few seeds win by luck."
+        yield (
+            "The settings that were tried had different numbers of seeds: few seeds win by luck",
+            f"The settings that were tried had different numbers of seeds: {names(uneven)}. Few seeds win by luck.",
+        )
     single = [group for group in groups if len(group.seeds) == 1]
     if single:
-        yield f"One seed only: {names(single)}. There is no standard error and no interval."
+        yield (
+            "One seed only for some groups: no standard error and no interval",
+            f"One seed only: {names(single)}. There is no standard error and no interval.",
+        )
     if len({tuple(group.seeds) for group in groups}) > 1:
-        spread = "; ".join(f"{g.name}: {' '.join(map(str, g.seeds[:12]))}" for g in groups[:8])
-        more = "; ..." if len(groups) > 8 else ""
-        yield f"Seeds differ ({printable(spread)}{more}): paired differences use common seeds only, n of them."
+        spread = names.listed([f"{g.name}: {names.listed(list(map(str, g.seeds)), ' ')}" for g in groups], "; ")
+        yield (
+            "Seeds differ: paired differences use common seeds only, n of them",
+            f"Seeds differ ({printable(spread)}): paired differences use common seeds only, n of them.",
+        )

@@ -5,57 +5,43 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from vi_lab.comparison.compare import compare
 from vi_lab.comparison.curves import figures
 from vi_lab.comparison.documents import html, latex, markdown
-from vi_lab.comparison.groups import Comparison, Section
-from vi_lab.comparison.tables import Column, columns, explanation, group_rows, run_rows
-from vi_lab.console import Terminal, make_console
+from vi_lab.comparison.groups import Comparison, LeftOut
+from vi_lab.comparison.notes import gathered, notes
+from vi_lab.comparison.tables import columns, explanation, group_rows, run_rows
+from vi_lab.console import Heading, Terminal, make_console, print_tables
 from vi_lab.errors import one_line, printable
 from vi_lab.runs.files import write_text
 from vi_lab.runs.run import find_runs
 from vi_lab.runs.trust import inside
 
-DISPENSABLE = (
-    *("active units", "bits/dim", "train", "gap", "unrelaxed", "evaluations", "s/epoch", "latent"),
-    *("NLL - reference", "NLL", "tried", "test - reference"),
-)
-"""Columns that a narrow terminal does without, first to last."""
+FEW = 3
+"""How many groups, or run folders, the terminal names where the page names all."""
 
 
 def show(comparison: Comparison, terminal: Terminal) -> None:
-    """The tables and what to know about them. On a narrow terminal the least needed columns are left out."""
+    """The tables and what to know about them, in a line for each kind."""
     chosen = columns(comparison)
-    for heading in DISPENSABLE:
-        wide = terminal.options.update(width=10_000)
-        widest = max(terminal.measure(_table(s, chosen), options=wide).minimum for s in comparison.sections)
-        if widest <= terminal.width:
-            break
-        chosen = [column for column in chosen if column.heading != heading]
-    for section in comparison.sections:
-        terminal.print(_table(section, chosen))
+    headings = [Heading(column.heading, column.numeric, column.priority) for column in chosen]
+    tables = [(s.title, [[c.cell(s, group) for c in chosen] for group in s.groups]) for s in comparison.sections]
+    print_tables(terminal, headings, tables, "comparison.html and .csv have them")
     for sentence in explanation(comparison):
         terminal.say(sentence, "dim")
-    for note in comparison.notes:
-        terminal.say(f"! {note}", "yellow")
-    for folder, reason in comparison.left_out:
-        terminal.say(f"left out: {folder} ({reason})")
+    for line in gathered(notes(comparison, FEW)):
+        terminal.say(f"! {line}", "yellow")
+    kinds: dict[str, list[LeftOut]] = {}
+    for run in comparison.left_out:
+        kinds.setdefault(run.kind, []).append(run)
+    for kind, runs in kinds.items():
+        few = "; ".join(f"{run.folder} ({_cut(run.reason)})" for run in runs[:FEW])
+        more = f"; and {len(runs) - FEW} more, which comparison.html names" if len(runs) > FEW else ""
+        terminal.say(f"left out, {len(runs)} {kind}: {few}{more}")
 
 
-def _table(section: Section, chosen: list[Column]) -> Table:
-    table = Table(title=Text(section.title), title_justify="left")
-    for column in chosen:
-        cells = [column.heading, *(column.cell(section, group) for group in section.groups)]
-        if column.numeric:
-            table.add_column(column.heading, justify="right", no_wrap=True, min_width=max(map(len, cells)))
-        else:
-            table.add_column(column.heading, overflow="fold", min_width=12)
-    for group in section.groups:
-        table.add_row(*(Text(column.cell(section, group)) for column in chosen))
-    return table
+def _cut(reason: str, most: int = 80) -> str:
+    return reason if len(reason) <= most else f"{reason[:most]} ..."
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:

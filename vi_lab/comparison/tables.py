@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pandas
 
 from vi_lab.comparison.groups import Comparison, Group, Section, differing
 from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error
-from vi_lab.errors import printable
+from vi_lab.errors import UserError, printable
 
 DIGITS = {"test/bits_per_dimension": 4, "test/active_units": 1}
 METRICS = {
-    "train/loss": "train",
-    "train/loss_unrelaxed": "unrelaxed",
-    "train/relaxation_gap": "gap",
-    "val/loss": "val",
-    "test/loss": "test",
-    "test/nll": "NLL",
-    "test/bits_per_dimension": "bits/dim",
-    "test/active_units": "active units",
+    "train/loss": ("train", 12),
+    "train/loss_unrelaxed": ("unrelaxed", 10),
+    "train/relaxation_gap": ("gap", 11),
+    "val/loss": ("val", 1),
+    "test/loss": ("test", 0),
+    "test/nll": ("NLL", 4),
+    "test/bits_per_dimension": ("bits/dim", 13),
+    "test/active_units": ("active units", 14),
 }
-COMPARED = ("test/loss", "test/nll")
-"""Metrics that are held against the reference."""
+"""Their headings, and what a narrow terminal does without first: the largest."""
+COMPARED = {"test/loss": ("difference", 3), "test/nll": ("NLL-difference", 6)}
+"""Metrics that are held against the reference: names and priorities of their differences."""
+LOWER_IS_BETTER = ("val/loss", "test/loss", "test/nll", "test/bits_per_dimension")
 
 
 class Column(NamedTuple):
@@ -34,30 +36,63 @@ class Column(NamedTuple):
     heading: str
     cell: Callable[[Section, Group], str]
     """What stands in a group's row: plain text, empty where the group has no such number."""
+    priority: int = 0
+    """See `vi_lab.console.Heading`."""
     numeric: bool = True
     """Whether it is set flush right."""
+    csv: str = ""
+    """What comparison.csv calls it, where that is another name."""
+    name: str = ""
+    """What --columns calls it; the heading otherwise."""
+
+    def best(self, section: Section) -> Group | None:
+        """The group with the lowest mean, where low is good and there are several."""
+        known = [g for g in section.groups if math.isfinite(g.mean(self.csv))] if self.csv in LOWER_IS_BETTER else []
+        return min(known, key=lambda group: group.mean(self.csv)) if len(known) > 1 else None
 
 
-def columns(comparison: Comparison) -> list[Column]:
-    """What the tables show: only what some run has."""
+def columns(comparison: Comparison, wanted: Sequence[str] = ()) -> list[Column]:
+    """What the tables show: only what some run has.
+
+    Args:
+        wanted: names, headings or names in comparison.csv, in any case; none for what the comparison wants to show.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    every = _columns(comparison)
+    accepted = {n.casefold(): column for column in every for n in (column.csv, column.heading, column.name) if n}
+    wanted = wanted or comparison.columns
+    for name in wanted:
+        if name.casefold() not in accepted:
+            names = ", ".join((column.name or column.heading).casefold() for column in every)
+            raise UserError(f"--columns: these runs have no {name!r} (there are: {names})")
+    chosen = dict.fromkeys(["group", *(accepted[name.casefold()].heading for name in wanted)])
+    return [accepted[heading.casefold()] for heading in chosen] if wanted else every
+
+
+def _columns(comparison: Comparison) -> list[Column]:
     result = [
-        Column("group", lambda _, g: g.name, False),
-        Column("latent", lambda _, g: g.latent, False),
-        Column("seeds", lambda _, g: str(len(g.seeds))),
+        Column("group", lambda _, g: g.name, numeric=False),
+        Column("latent", lambda _, g: g.latent, 7, numeric=False),
+        Column("seeds", lambda _, g: str(len(g.seeds)), 2),
     ]
     if comparison.selected:
-        result.append(Column("tried", lambda _, g: str(1 + len(g.rivals))))
-    for metric, heading in METRICS.items():
+        result.append(Column("tried", lambda _, g: str(1 + len(g.rivals)), 5, csv="settings_tried"))
+    for metric, (heading, priority) in METRICS.items():
         if not comparison.has(metric):
             continue
-        digits = DIGITS.get(metric, 2)
-        result.append(Column(heading, _metric_cell(metric, digits)))
+        result.append(Column(heading, _metric_cell(metric, DIGITS.get(metric, 2)), priority, csv=metric))
         if metric in COMPARED and any(len(section.groups) > 1 for section in comparison.sections):
-            result.append(Column(f"{heading} - reference", _difference_cell(metric)))
+            name, priority = COMPARED[metric]
+            cell = _difference_cell(metric)
+            result.append(Column(f"{heading} - reference", cell, priority, csv=f"{metric} difference", name=name))
     if any(math.isfinite(group.decoder_evaluations) for group in comparison.groups):
-        result.append(Column("evaluations", lambda _, g: _number(g.decoder_evaluations, "g")))
+        cell = lambda _, g: _number(g.decoder_evaluations, "g")  # noqa: E731
+        result.append(Column("evaluations", cell, 9, csv="decoder_evaluations"))
+    result.append(Column("epochs", lambda _, g: _number(g.mean("epoch"), "g"), 15))
     if any(math.isfinite(group.epoch_seconds) for group in comparison.groups):
-        result.append(Column("s/epoch", lambda _, g: _number(g.epoch_seconds, ".1f")))
+        result.append(Column("s/epoch", lambda _, g: _number(g.epoch_seconds, ".1f"), 8, csv="epoch_seconds"))
     return result
 
 
@@ -93,8 +128,15 @@ def _difference(section: Section, group: Group, metric: str) -> str:
     return f"{text} (n={difference.seeds})" if unequal else text
 
 
-def explanation(comparison: Comparison) -> list[str]:
-    """What the numbers are, in a few sentences."""
+def explanation(comparison: Comparison, shown: list[Column] | None = None, hints: bool = True) -> list[str]:
+    """What the numbers are, in a few sentences.
+
+    Args:
+        shown: the columns of the tables.
+        hints: with the options that would have made other tables.
+    """
+    shown = columns(comparison) if shown is None else shown
+    has = {column.csv for column in shown}
     level = f"{CONFIDENCE:.0%}".replace("%", " %")
     selection = " and ".join(sorted({s.selection for s in comparison.sections}, reverse=True))
     sentences = ["Nats per image, lower is better; mean ± standard error over seeds."]
@@ -104,25 +146,28 @@ def explanation(comparison: Comparison) -> list[str]:
         )
     else:
         sentences.append(f"Ordered by mean {selection}; the first of a table is its reference unless named otherwise.")
-    if any(len(section.groups) > 1 for section in comparison.sections):
-        alone = "for each on its own: among many, some leave zero out by chance (--adjust widens them)"
+    if has & {f"{metric} difference" for metric in COMPARED}:
+        alone = "for each on its own: among many, some leave zero out by chance"
+        alone += " (--adjust widens them)" if hints else ""
         all_of_them = "widened so that all of a table hold at once (Bonferroni)"
         adjusted = comparison.sections[0].adjusted
         sentences.append(
             f"Differences are paired by seed, with Student's {level} interval {all_of_them if adjusted else alone}."
         )
         if not all(section.named or len(section.groups) == 1 for section in comparison.sections):
+            remedy = ", which the widening allows for" if adjusted else "; --reference names one" if hints else ""
             sentences.append(
                 f"The reference was chosen by {selection}, in part for the luck of its seeds, so that the others look "
-                "worse than they are" + (", which the widening allows for." if adjusted else "; --reference names one.")
+                f"worse than they are{remedy}."
             )
-    if comparison.has("test/nll"):
-        samples = {str(record.likelihood("samples")) for group in comparison.groups for record in group.records}
+    if "test/nll" in has:
+        records = [record for group in comparison.groups for record in group.records if "test/nll" in record.numbers]
+        samples = {str(record.likelihood("samples")) for record in records}
         sentences.append(
             f"NLL: importance sampling with K = {printable(' or '.join(sorted(samples)))} samples per image, an upper "
             "bound in expectation, which falls with K."
         )
-    if any(math.isfinite(group.decoder_evaluations) for group in comparison.groups):
+    if "decoder_evaluations" in has:
         sentences.append(
             "Evaluations: how often the estimator calls the decoder, per image and training step; backward passes and "
             "the logged unrelaxed loss are not counted."
@@ -161,6 +206,7 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
                 "seeds": len(group.seeds),
                 "seed_list": csv_text(printable(" ".join(map(str, group.seeds)))),
                 "decoder_evaluations": group.decoder_evaluations,
+                "epochs": group.mean("epoch"),
                 "epoch_seconds": group.epoch_seconds,
             }
             for metric in metrics:
@@ -168,8 +214,8 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
             for metric in ("val/loss", *COMPARED):
                 if metric in metrics:
                     difference = section.difference(group, metric) or Difference(math.nan, math.nan, math.nan, 0)
-                    columns = ("difference", "difference low", "difference high", "difference seeds")
-                    row |= {f"{metric} {c}": v for c, v in zip(columns, difference, strict=True)}
+                    parts = ("difference", "difference low", "difference high", "difference seeds")
+                    row |= {f"{metric} {part}": value for part, value in zip(parts, difference, strict=True)}
             index = comparison.groups.index(group)
             row |= {csv_text(f"setting {key}"): csv_text(values[index]) for key, values in settings.items()}
             rows.append(row)
@@ -195,5 +241,5 @@ def run_rows(comparison: Comparison) -> pandas.DataFrame:
 
 
 def _metrics(comparison: Comparison) -> list[str]:
-    found = {m for group in comparison.groups for r in group.records for m in r.numbers if m != "step"}
+    found = {m for group in comparison.groups for r in group.records for m in r.numbers} - {"step", "epoch"}
     return [*(m for m in METRICS if m in found), *sorted(found - set(METRICS))]

@@ -317,6 +317,29 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
+LARGEST_PICTURE = 16 << 20
+MOST_PIXELS = 16 << 20
+
+
+def read_png(folder: Path, name: str, width: int) -> bytes | None:
+    """A picture of a run folder, decoded and written anew: a PNG of its pixels alone, at most `width` wide; None where
+    there is none. A larger file, one of more pixels than any of ours, and what is no PNG, count as none."""
+    from PIL import Image
+
+    try:
+        data = read_bytes(inside(folder, name), LARGEST_PICTURE)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if picture.width * picture.height > MOST_PIXELS:  # before any is decoded
+                return None
+            pixels = picture.convert("RGB")
+        pixels.thumbnail((width, 4 * width))
+        file = io.BytesIO()
+        pixels.quantize(256).save(file, format="png", optimize=True)
+        return file.getvalue()
+    except Exception:  # Pillow raises many kinds
+        return None
+
+
 SEAL = b"vi_lab sealed 1 "
 """Begins the last bytes of a checkpoint file; the SHA-256 of all that stands before follows and ends it."""
 
