@@ -23,7 +23,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from vi_lab import cli
-from vi_lab.config import check_overrides
+from vi_lab.config import check_overrides, quote
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -184,8 +184,8 @@ def check_vi_lab(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
         elif word == "--config-dir":
             config_dir = next(rest)
         else:
-            assert "=" in word, word
-            overrides.append(word)
+            assert "=" in word or command != "train", word
+            overrides.append(word if "=" in word else f"run={quote(word)}")
     if config_dir and not Path(config_dir).is_dir():
         assert config_dir.isupper(), "a folder that the page does not make"
         return  # a placeholder: FOLDER
