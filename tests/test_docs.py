@@ -186,6 +186,7 @@ def check_vi_lab(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
         else:
             assert "=" in word, word
             overrides.append(word)
+            multirun |= word.startswith("resume=")  # of a sweep, which may be given more values
     if config_dir and not Path(config_dir).is_dir():
         assert config_dir.isupper(), "a folder that the page does not make"
         return  # a placeholder: FOLDER

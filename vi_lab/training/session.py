@@ -45,6 +45,7 @@ class Session:
         label: begins each line, where several runs write to one terminal; then there is no progress bar.
         resume: go on from the folder's last checkpoint.
         stop: lets a signal stop training after a step.
+        swept: in what the run differs from the others of its sweep, for TensorBoard's table.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Session:
         label: str = "",
         resume: bool = False,
         stop: Stop | None = None,
+        swept: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.folder, self.command, self.label = config, folder, command, label
-        self.resume, self.stop = resume, stop or Stop()
+        self.resume, self.stop, self.swept = resume, stop or Stop(), swept or {}
         self.started = time.perf_counter()
         self.terminal = make_console(quiet=not main_process())
         self.snapshot = read_json(folder, "environment.json") if resume else {}
@@ -75,7 +77,9 @@ class Session:
         self.datamodule, self.model = build(self.config)
         self.record()
         self.announce()
-        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.terminal, self.label, self.stop)
+        self.trainer, self.recorder = build_trainer(
+            self.config, self.folder, self.terminal, self.label, self.stop, self.swept
+        )
         checkpoint = self.rewind()
         self.stop.serve("before training")
         self.fit(checkpoint)
