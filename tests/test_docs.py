@@ -186,6 +186,7 @@ def check_vi_lab(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
         else:
             assert "=" in word or command != "train", word
             overrides.append(word if "=" in word else f"run={quote(word)}")
+            multirun |= word.startswith("resume=")  # of a sweep, which may be given more values
     if config_dir and not Path(config_dir).is_dir():
         assert config_dir.isupper(), "a folder that the page does not make"
         return  # a placeholder: FOLDER

@@ -111,6 +111,12 @@ def split_sweep(overrides: list[str]) -> list[list[str]]:
         return jobs_of_sweep(overrides)
 
 
+def swept_keys(overrides: list[str]) -> list[str]:
+    """The keys that are given several values."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
 def swept_subdir(overrides: list[str]) -> str | None:
     """`hydra.sweep.subdir` with what differs between the jobs of a sweep, such as 0-rloo-temperature=0.3-s0; None where
     the shipped one says it all, or the user has given one."""

@@ -59,12 +59,20 @@ def test_the_board_serves_overlay_and_hyperparameters(tmp_path: Path, monkeypatc
             assert sorted(runs) == [f"{job}-gumbel_softmax-temperature={t}-s0" for job, t in enumerate(("0.5", "1.0"))]
             layout = get(f"{url}data/plugin/custom_scalars/layout")
             chart = layout["category"][0]["chart"][0]
-            assert chart["multiline"]["tag"] == ["train/loss", "train/loss_unrelaxed"]
-            for tag in chart["multiline"]["tag"]:
+            band = chart["margin"]["series"][0]
+            assert band == {
+                "value": "train/loss_unrelaxed", "lower": "train/loss", "upper": "train/loss_unrelaxed"
+            }  # fmt: skip
+            for tag in band.values():
                 query = urllib.parse.urlencode({"run": runs[0], "tag": f"^{tag}$"})
                 curves = get(f"{url}data/plugin/custom_scalars/scalars?{query}")
                 assert len(curves["tag_to_events"][tag]) == 2  # 12 steps, a point each 5
             assert {group["hparams"]["temperature"] for group in groups} == {0.5, 1.0}
+            # the page shows the first five of each
+            experiment = get(f"{url}data/plugin/hparams/experiment", {})
+            names = {info["name"] for info in experiment["hparamInfos"][:5]}
+            assert names == {"estimator", "seed", "latent", "temperature", "optimizer.lr"}
+            assert [info["name"]["tag"] for info in experiment["metricInfos"]][:2] == ["val/loss", "test/loss"]
             assert all(len(values) == 5 and min(values) > 0 for values in final)
             assert not [tag for tag in get(f"{url}data/plugin/scalars/tags")[runs[0]] if tag.startswith("hp")]
             process.send_signal(signal.SIGINT)

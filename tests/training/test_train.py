@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support import ESTIMATORS, SMALL, compose, config, read_rows, run, train
 from vi_lab.build import build
 from vi_lab.errors import UserError, ViLabError
+from vi_lab.training.trainer import hyperparameters
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -128,3 +129,11 @@ def test_watching_the_gradient_does_not_change_the_training(tmp_path: Path, esti
     events = EventAccumulator(str(tmp_path / "watched"), size_guidance={"scalars": 0}).Reload()
     assert [e.step for e in events.Scalars("audit/variance")] == [5, 10]
     assert all(math.isfinite(e.value) for e in events.Scalars("audit/relative_bias"))
+
+
+def test_what_was_swept_stands_first_in_the_table() -> None:
+    values = compose("data.validation=200", "network=conv")
+    table = hyperparameters(values, {"network": "conv", "data.validation": 200, "seed": 0})
+    first = ["network", "data.validation", "seed", "estimator", "latent", "temperature", "optimizer.lr"]
+    assert [*table][:7] == first
+    assert (table["latent"], table["data.validation"]) == ("Categorical", 200)

@@ -1,5 +1,5 @@
-"""TensorBoard, beyond its public interface: its server as an object, the names of its files, and the threads that write
-them.
+"""TensorBoard, beyond its public interface: its server as an object, the names of its files, the threads that write
+them, and the columns of its table of hyperparameters.
 
 Checked against tensorboard 2.21.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,26 @@ def hush_writers() -> None:
 
     if say.__module__ != __name__:
         threading.excepthook = hook
+
+
+COLUMNS = 5
+"""Of the hyperparameters, the table shows so many at first."""
+
+
+def table(hyperparameters: Mapping[str, Any], metrics: Iterable[str]) -> list[Any]:
+    """A run's row in the table of hyperparameters, and its columns, which those of all runs are taken from: the metrics
+    in this order, and the first few hyperparameters. TensorBoard sorts these by name behind the ones that are marked
+    as differing between runs, so we mark them. Protocol buffers `Summary`."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
+    from torch.utils.tensorboard.summary import hparams
+
+    columns, *row = hparams(dict(hyperparameters), dict.fromkeys(metrics, math.nan))
+    plugin = columns.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in [*hyperparameters][:COLUMNS]
+    plugin.content = data.SerializeToString()
+    return [columns, *row]
 
 
 class PortTaken(Exception):

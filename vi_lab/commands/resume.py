@@ -12,11 +12,10 @@ from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from vi_lab.config import explain, parse_values, plain, put_values, quote, resolved, split_sweep
+from vi_lab.config import explain, parse_values, plain, put_values, quote, resolved, split_sweep, swept_keys
 from vi_lab.errors import UserError, printable
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
@@ -95,7 +94,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
             raise UserError(f"{file}: {override}: not taken over from a sweep; start it again")
         kept.append(override)
     try:
-        swept = {o.key_or_group for o in OverridesParser.create().parse_overrides(task) if o.is_sweep_override()}
+        swept = swept_keys(task)
     except HydraException as error:
         raise UserError(f"{file}: {explain(error)}") from error
     more = [override for override in overrides if _key(override) in {*swept, "seed"}]

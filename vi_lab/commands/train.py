@@ -6,16 +6,19 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vi_lab.arguments import unquote
 from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
-from vi_lab.config import only_asks, read_arguments
+from vi_lab.config import only_asks, read_arguments, swept_keys
 from vi_lab.errors import UserError, ViLabError, one_line, printable
+from vi_lab.runs.trust import read_yaml
 from vi_lab.training.execution import execute
 from vi_lab.training.sweep import standing, time_left
 from vi_lab.training.workers import work
@@ -60,6 +63,7 @@ def task(config: DictConfig) -> float:
             bar=not parallel,
             resume=resume,
             hint=Path(of_hydra.sweep.dir) if sweep else None,
+            swept=_swept(Path(of_hydra.sweep.dir), words) if sweep else {},
         )
         return work(job) if parallel else job()
     except BaseException as error:
@@ -69,3 +73,10 @@ def task(config: DictConfig) -> float:
             failed = UserError if isinstance(error, UserError) else ViLabError
             raise failed(f"{name} has failed, as said above") from error
         raise Abort(error) from None
+
+
+def _swept(folder: Path, words: list[str]) -> dict[str, Any]:
+    """What a job has of that in which the jobs of its sweep differ."""
+    keys = swept_keys(read_yaml(folder, "multirun.yaml")["hydra"]["overrides"]["task"])
+    parsed = OverridesParser.create().parse_overrides(words)
+    return {override.key_or_group: override.value() for override in parsed if override.key_or_group in keys}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,21 +14,24 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from vi_lab.adapters.tensorboard import EVENT_FILES, hush_writers
+from vi_lab.adapters.tensorboard import EVENT_FILES, hush_writers, table
 from vi_lab.build import instantiate
 from vi_lab.errors import UserError
 from vi_lab.runs.files import write_json
 from vi_lab.runs.trust import is_own, read_json
 
-FINAL = ("train/loss", "train/loss_unrelaxed", "val/loss", "test/loss", "test/nll")
+FINAL = ("val/loss", "test/loss", "test/nll", "train/loss_unrelaxed", "train/loss")
 """What TensorBoard's table of hyperparameters shows beside them: the last point of each of these curves."""
 
-# one chart with both losses, in TensorBoard's "custom scalars" tab
+# in TensorBoard's "custom scalars" tab, where all lines of a run have its color: so the relaxed loss is no second line
+# but the edge of a band between the two, which is the relaxation gap (a margin: value, lower end, upper end)
 LAYOUT = {
     "loss": {
-        "relaxed vs unrelaxed": ["Multiline", ["train/loss", "train/loss_unrelaxed"]],
+        "unrelaxed (line) to relaxed (band)": [
+            "Margin",
+            ["train/loss_unrelaxed", "train/loss", "train/loss_unrelaxed"],
+        ],
         "train, validation, test": ["Multiline", ["train/loss_unrelaxed", "val/loss", "test/loss"]],
     }
 }
@@ -133,7 +135,7 @@ def log_start(trainer: lightning.Trainer, folder: Path, hyperparameters: dict) -
         logger.log_hyperparams(hyperparameters)
     if (writer := tensorboard(trainer)) is not None:
         # not by the logger, which would draw a curve of two points for each of the table's metrics
-        for summary in hparams(hyperparameters, dict.fromkeys(FINAL, math.nan)):
+        for summary in table(hyperparameters, FINAL):
             writer._get_file_writer().add_summary(summary)
         writer.add_custom_scalars(LAYOUT)
     kept_elsewhere = {kind: str(one.version) for one in trainer.loggers if (kind := type(one).__name__) in SERVICES}

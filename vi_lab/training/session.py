@@ -47,6 +47,7 @@ class Session:
         bar: shows progress where stdout is a terminal; jobs side by side have none.
         resume: go on from the folder's last checkpoint.
         stop: lets a signal stop training after a step.
+        swept: in what the run differs from the others of its sweep, for TensorBoard's table.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Session:
         bar: bool = True,
         resume: bool = False,
         stop: Stop | None = None,
+        swept: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.folder, self.command = config, folder, command
-        self.resume, self.stop = resume, stop or Stop()
+        self.resume, self.stop, self.swept = resume, stop or Stop(), swept or {}
         self.started = time.perf_counter()
         terminal = make_console(quiet=not main_process())
         self.voice = Voice(terminal, folder if main_process() else None, label, bar)
@@ -79,7 +81,7 @@ class Session:
         self.datamodule, self.model = build(self.config)
         self.record()
         self.announce()
-        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.voice, self.stop)
+        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.voice, self.stop, self.swept)
         checkpoint = self.rewind()
         self.stop.serve("before training")
         self.fit(checkpoint)

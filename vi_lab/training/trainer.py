@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,23 @@ from vi_lab.training.signals import Stop
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, voice: Voice, stop: Stop | None = None
+    config: DictConfig,
+    folder: Path,
+    voice: Voice,
+    stop: Stop | None = None,
+    swept: Mapping[str, Any] = {},
 ) -> tuple[lightning.Trainer, Recorder]:
     """The trainer and, of its callbacks, the one that keeps the record.
 
     Args:
         voice: for the progress display.
         stop: lets a signal stop training after a step.
+        swept: see `hyperparameters`.
 
     Raises:
         UserError: Lightning does not take an argument, or this machine lacks the device.
     """
-    recorder = Recorder(folder, Temperature(instantiate(config.schedule)), hyperparameters(config))
+    recorder = Recorder(folder, Temperature(instantiate(config.schedule)), hyperparameters(config, swept))
     callbacks = [
         recorder.temperature,
         recorder,
@@ -87,13 +93,19 @@ def _checkpoints(config: DictConfig, folder: Path, recorder: Recorder, stop: Sto
     return Checkpoints(folder, recorder, stop, config.checkpoint.every_n_steps)
 
 
-def hyperparameters(config: DictConfig) -> dict[str, Any]:
-    """What distinguishes runs, under short names, for TensorBoard's hparams tab: few enough to read in one table."""
+def hyperparameters(config: DictConfig, swept: Mapping[str, Any]) -> dict[str, Any]:
+    """What distinguishes runs, under short names, for TensorBoard's hparams tab: few enough to read in one table, and
+    what matters most first.
+
+    Args:
+        swept: in what the run differs from the others of its sweep.
+    """
     values = plain(config)
-    chosen = {"estimator": values["name"]}
+    chosen = {"estimator": values["name"], "seed": values["seed"]}
     for group in ("latent", "schedule", "likelihood"):
         chosen[group] = values[group]["_target_"].rpartition(".")[2]
-    for path, value in leaves(values):
-        if has(path, SHOWN) and value is not None:
-            chosen[path] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return chosen
+    first = ("estimator", "seed", "latent", "temperature", "optimizer.lr")
+    shown = {path: value for path, value in leaves(values) if has(path, SHOWN) and value is not None}
+    found = {**chosen, **shown, **swept}
+    order = dict.fromkeys((*swept, *(key for key in first if key in found), *found))
+    return {key: v if isinstance(v := found[key], (bool, int, float, str)) else str(v) for key in order}
