@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # xdist sets it; what is printed would be folded
 os.environ["VI_LAB_DATA"] = os.devnull + "/no-data"  # no test depends on what lies in ./data
 
 from pathlib import Path

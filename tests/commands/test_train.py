@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_is_told_once(
     err = capfd.readouterr().err
     assert err.count("became") == 2  # one for each job
     assert "Error executing" not in err
-    assert err.endswith("vi-lab train: job 0 has failed, as said above\n")
+    assert err.endswith("vi-lab train: job 1 of 2 (0-gumbel_softmax-s0) has failed, as said above\n")
 
 
 def test_a_failed_job_does_not_stop_the_sweep(
@@ -79,7 +79,7 @@ def test_a_failed_job_does_not_stop_the_sweep(
     states = [json.loads((tmp_path / "sweep" / n / "status.json").read_text()) for n in "01"]
     assert [s["state"] for s in states] == ["failed", "completed"]
     assert "data.validation=1430 leaves 7" in states[0]["reason"]
-    assert "job 1 of 2: 0 failed" in capsys.readouterr().err
+    assert "job 1 of 2 (0) failed" in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

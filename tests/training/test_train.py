@@ -55,7 +55,7 @@ def test_tensorboard_holds_both_losses_in_one_chart(tmp_path: Path) -> None:
     assert events.Scalars("test/loss")[-1].value == pytest.approx(metrics["test/loss"])
     assert "custom_scalars__config__" in tags["tensors"]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert b"relaxed vs unrelaxed" in layout
+    assert b"unrelaxed (line) to relaxed (band)" in layout
     assert b"train/loss_unrelaxed" in layout
 
 

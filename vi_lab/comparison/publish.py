@@ -35,12 +35,12 @@ def show(comparison: Comparison, terminal: Terminal) -> None:
     for run in comparison.left_out:
         kinds.setdefault(run.kind, []).append(run)
     for kind, runs in kinds.items():
-        few = "; ".join(f"{run.folder} ({_cut(run.reason)})" for run in runs[:FEW])
+        few = "; ".join(f"{run.folder} ({_cut(run.reason, 240 // len(runs[:FEW]))})" for run in runs[:FEW])
         more = f"; and {len(runs) - FEW} more, which comparison.html names" if len(runs) > FEW else ""
         terminal.say(f"left out, {len(runs)} {kind}: {few}{more}")
 
 
-def _cut(reason: str, most: int = 80) -> str:
+def _cut(reason: str, most: int) -> str:
     return reason if len(reason) <= most else f"{reason[:most]} ..."
 
 
