@@ -101,7 +101,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return captured.err
 
 
-def small_vae(latent: Any, estimator: Any, **arguments: Any) -> Any:
+def small_vae(latent: Any, estimator: Any, objective: Any = None, **arguments: Any) -> Any:
     """A VAE of linear networks on 28 x 28 images, made without a config."""
     from vi_lab import likelihoods, networks
     from vi_lab.models import VAE
@@ -112,7 +112,9 @@ def small_vae(latent: Any, estimator: Any, **arguments: Any) -> Any:
     encoder = networks.MLPEncoder(shape, latent.feature_size, [])
     decoder = networks.MLPDecoder(latent.size, shape, [])
     optimizer = functools.partial(torch.optim.SGD, lr=0.1)
-    return VAE(latent, encoder, decoder, likelihoods.Bernoulli(), ELBO(), estimator, optimizer, **arguments)
+    return VAE(
+        latent, encoder, decoder, likelihoods.Bernoulli(), objective or ELBO(), estimator, optimizer, **arguments
+    )
 
 
 @contextlib.contextmanager

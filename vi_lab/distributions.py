@@ -304,7 +304,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
     except NotImplementedError as error:
         raise NotImplementedError(
             f"no KL(q || p) is known for ({names}): write one and register it, "
-            f"@torch.distributions.register_kl({names})"
+            f"@torch.distributions.register_kl({names}), or take objective.kl=monte_carlo"
         ) from error
     if kl.shape != q.batch_shape:
         raise ValueError(
@@ -312,6 +312,21 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
             f"got {tuple(kl.shape)}"
         )
     return kl
+
+
+@torch.no_grad()
+def kl_or_estimate(q: Distribution, p: Distribution, z: Tensor | None = None) -> Tensor:
+    """`kl_divergence`, or where none is known the mean of log q(z) - log p(z), which is unbiased: (B,) nats, without
+    gradient.
+
+    Args:
+        z: (S, B, *event) samples of q to estimate it at; None draws one.
+    """
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        z = sample(q, 1) if z is None else z
+        return (log_prob(q, z) - log_prob(p, z)).mean(0)
 
 
 def detach(q: Distribution) -> Distribution:

@@ -28,7 +28,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategoric
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
-from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_divergence, log_prob, perplexity
+from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_or_estimate, log_prob, perplexity
 from vi_lab.latents import Latent
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
@@ -250,7 +250,7 @@ def _block(model: Model, x: Tensor, dtype: torch.dtype, samples: int, seeds: tup
     """All that is wanted of a few images x (B, *shape)."""
     q, p, nats = model.posterior(x.to(dtype)), model.latent.prior(), model.nats(x)
     z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
-    kl = _double(kl_divergence(q, p))
+    kl = _double(kl_or_estimate(q, p, z[None]))
     empty = kl.new_zeros(len(kl), 0)
     family = exponential_family(q, z) if has_exponential_family(q) else (empty, empty, kl.new_zeros(len(kl)))
     kept = (reconstruction, kl, log_evidence, effective, *family, unit_means(q))

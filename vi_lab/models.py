@@ -7,15 +7,16 @@ A family says which latents belong to it and what it logs besides; the estimator
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
-from vi_lab.distributions import gaussian, nearest_code, perplexity
+from vi_lab.distributions import base, nearest_code, perplexity
 from vi_lab.estimators.base import Cost, GradientEstimator
 from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
@@ -81,7 +82,8 @@ class VAE(lightning.LightningModule):
             them), and "monitor" (the metric that a `ReduceLROnPlateau` watches, such as "val/loss").
 
     Raises:
-        TypeError: the latent is none of the family's.
+        TypeError: the latent is one of ours, and none of the family's. One of your own shows what it suits when it is
+            used.
         ValueError: estimator and objective do not fit, or the scheduler's mapping has other keys.
     """
 
@@ -100,7 +102,7 @@ class VAE(lightning.LightningModule):
         lr_scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(latent, self.latents):
+        if isinstance(latent, (Categorical, Bernoulli, Gaussian, VQ)) and not isinstance(latent, self.latents):
             names = " or ".join(kind.__name__ for kind in self.latents)
             raise TypeError(f"{type(self).__name__} needs a {names} latent, got {type(latent).__name__}")
         if estimator.kl is not None and objective.kl != estimator.kl:
@@ -235,8 +237,9 @@ class GaussianVAE(VAE):
     latents = (Gaussian,)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
-        """The mean of sigma over images and variables."""
-        return {"posterior_scale": gaussian(q, type(self).__name__).scale.mean()}
+        """The mean of sigma over images and variables; nothing of another posterior."""
+        b = base(q)
+        return {"posterior_scale": b.scale.mean()} if isinstance(b, Normal) else {}
 
 
 class DiscreteVAE(VAE):
@@ -248,7 +251,9 @@ class DiscreteVAE(VAE):
         """exp of the mean entropy of a variable, over images too: from 1 to the number of classes."""
         variables, *classes = self.latent.event_shape
         if type(self.latent) not in (Categorical, Bernoulli):  # another prior, perhaps
-            return {"posterior_perplexity": (q.entropy().mean() / variables).exp()}
+            with suppress(NotImplementedError):  # nor has every posterior an entropy
+                return {"posterior_perplexity": (q.entropy().mean() / variables).exp()}
+            return {}
         # the prior is uniform: entropy = log(states) - KL, for nothing
         states = classes[0] if classes else 2
         return {"posterior_perplexity": states * (-terms.kl.mean() / variables).exp()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vi_lab.distributions import detach, kl_divergence, log_prob, sample
+from vi_lab.distributions import detach, kl_divergence, kl_or_estimate, log_prob, sample
 from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities, check_posterior, checked
 from vi_lab.estimators.surrogates import differentiable
 
@@ -77,8 +77,7 @@ class ELBO(nn.Module):
             def cost(z: Tensor) -> Tensor:
                 return nats(z) + self.beta * (log_prob(log_q_of, z) - log_prob(p, z))
 
-            with torch.no_grad():
-                kl = kl_divergence(q, p)
+            kl = kl_or_estimate(q, p)
             estimate = estimator(q, cost, context)
             loss = estimate.loss
             reconstruction = estimate.cost.mean(0) - self.beta * kl  # unbiased, and the parts add up
@@ -89,8 +88,8 @@ class ELBO(nn.Module):
     @torch.no_grad()
     def unrelaxed(self, q: Distribution, p: Distribution, nats: Cost, samples: int = 1) -> Terms:
         """The objective at samples from the true q with the analytic KL, without gradient: how every estimator is
-        evaluated, whatever it was trained with."""
-        kl = kl_divergence(q, p)
+        evaluated, whatever it was trained with. (Of q and p without one, with an estimate from a sample.)"""
+        kl = kl_or_estimate(q, p)
         return self.unrelaxed_given_kl(q, nats, kl, samples)
 
     @torch.no_grad()
@@ -136,8 +135,7 @@ class RelaxedELBO(ELBO):
         check_posterior(q)  # `terms` is not the estimator's call, which does this
         reconstruction, log_ratio = estimator.terms(q, p, checked(nats))
         estimate = differentiable(reconstruction + self.beta * log_ratio)
-        with torch.no_grad():
-            kl = kl_divergence(q, p)
+        kl = kl_or_estimate(q, p)
         reconstruction = reconstruction.detach().mean(0)
         at_samples = reconstruction + self.beta * kl
         return Terms(estimate.loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)
