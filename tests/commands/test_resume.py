@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -345,9 +346,9 @@ def test_a_parallel_sweep_ends_with_its_process_and_goes_on(
     epochs = "trainer.max_epochs=60"
     jobs = ["seed=0,1", epochs, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=killed"]
     with started(sys.executable, "-u", "-m", "vi_lab", "train", "-m", *SMALL, *jobs, stderr=subprocess.STDOUT) as sweep:
-        for line in sweep.stdout:
-            if "epoch 2/" in line:
-                break
+        logs = (tmp_path / "killed").glob
+        while sweep.poll() is None and not any("epoch 2/" in log.read_text() for log in logs("*/train.log")):
+            time.sleep(0.02)
         sweep.send_signal(signal.Signals[name])
         rest = sweep.communicate()[0]  # until the workers are gone too, which write there
     if name != "SIGKILL":

@@ -6,10 +6,10 @@ from vi_lab.console import Terminal
 from vi_lab.training.report import report
 
 
-def shown(**final: float) -> list[list[str]]:
-    terminal = Terminal(width=80, record=True, file=None, quiet=False)
+def shown(width: int = 80, **final: float) -> list[list[str]]:
+    terminal = Terminal(width=width, record=True, file=None, quiet=False)
     with terminal.capture() as capture:
-        terminal.print(report({name.replace("__", "/"): value for name, value in final.items()}))
+        report(terminal, {name.replace("__", "/"): value for name, value in final.items()})
     lines = [line for line in capture.get().splitlines() if line.startswith(("│", "┃"))]
     return [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
 
@@ -32,6 +32,12 @@ def test_rows_compare_and_have_units() -> None:
         ["active_units", "", "", "7", "variables"],
         ["posterior_perplexity", "4.5", "", "", "classes"],
     ]
+
+
+def test_a_narrow_terminal_does_without_units_first() -> None:
+    final = {"train__loss": 100.0, "test__loss": 105.0, "test__posterior_perplexity": 4.5}
+    assert shown(42, **final)[0] == ["metric", "train", "test"]
+    assert shown(35, **final)[1:] == [["loss", "105.00"], ["posterior_perplexity", "4.5"]]
 
 
 def test_what_is_not_relaxed_has_no_rows_for_it() -> None:

@@ -8,11 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from vi_lab.arguments import Parser, folder_of, split_folders
 from vi_lab.config import parse_values, plain, put_values
-from vi_lab.console import make_console
+from vi_lab.console import Heading, make_console, print_tables
 from vi_lab.errors import UserError, ViLabError, printable
 from vi_lab.runs.environment import differences, threads_of
 from vi_lab.runs.files import claim, is_vacant, write_json
@@ -87,17 +85,16 @@ def verdict(then: Run, now: Run) -> bool:
     terminal = make_console()
     metrics = compare_metrics(then.final, now.final)
     weights = compare_weights(then, now)
-    table = Table(title="final metrics", title_justify="left")
-    for heading in ("metric", "then", "now", "difference"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    rows = []
     for name, (a, b) in metrics.items():
         difference = "" if a == b else "absent" if a is None or b is None else f"{b - a:.3g}"
-        table.add_row(name, *("" if v is None else f"{v:.10g}" for v in (a, b)), difference)
+        rows.append([name, *("" if v is None else f"{v:.10g}" for v in (a, b)), difference])
     curves = _same_text(then.folder, now.folder, "metrics.csv")
     same_metrics = all(a == b for a, b in metrics.values())
     changed = differences(then.environment, now.environment)
     equal = same_metrics and curves and not weights
-    terminal.print(table)
+    headings = [Heading("metric", numeric=False), Heading("then", priority=1), Heading("now"), Heading("difference")]
+    print_tables(terminal, headings, [("final metrics", rows)], "reproduction.json has it")
     terminal.say("metrics.csv (each epoch): " + ("equal" if curves else "differs"))
     terminal.say("weights of last.ckpt: " + (weights or "equal"))
     unchanged = "nothing of code, versions, hardware, threads and data has changed"

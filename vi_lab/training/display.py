@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
 
 from vi_lab.console import PATIENCE, Terminal, Words, busy
 from vi_lab.runs.files import LOG, append_text
@@ -40,10 +39,10 @@ class Voice:
         self.terminal.say(f"{self.label}{text}")
         self.note(text)
 
-    def detail(self, what: str | Table) -> None:
-        """A line or a table that of many jobs would be too much: then it is in the log only."""
+    def detail(self, what: str | Callable[[Terminal], None]) -> None:
+        """A line, or what prints a table, that of many jobs would be too much: then it is in the log only."""
         if not self.label:
-            self.terminal.print(what) if isinstance(what, Table) else self.terminal.say(what)
+            self._put(self.terminal, what)
         self.note(what)
 
     def sign(self, text: str) -> None:
@@ -60,12 +59,16 @@ class Voice:
         with busy(self.terminal, f"{self.label}{what}"):
             yield
 
-    def note(self, what: str | Table) -> None:
+    def note(self, what: str | Callable[[Terminal], None]) -> None:
         """In the log only."""
         if self.folder is not None:
             file = io.StringIO()
-            Terminal(file=file, width=140).print(what, soft_wrap=isinstance(what, str))
+            self._put(Terminal(file=file, width=140), what)
             append_text(self.folder / LOG, file.getvalue())
+
+    @staticmethod
+    def _put(terminal: Terminal, what: str | Callable[[Terminal], None]) -> None:
+        what(terminal) if callable(what) else terminal.say(what)
 
 
 class ProgressDisplay(Callback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rich.table import Table
+from vi_lab.console import Heading, Terminal, print_tables
 
 SPLITS = ("train", "val", "test")
 
@@ -31,25 +31,23 @@ UNITS = {
 DIGITS = {"nats": ".2f", "bits per pixel": ".4f", "variables": "g"}
 
 
-def report(final: Mapping[str, float]) -> Table:
-    """What came out, all per image.
+def report(terminal: Terminal, final: Mapping[str, float]) -> None:
+    """Print what came out, all per image.
 
     Args:
         final: the metrics, as SPLIT/NAME; others are left out.
     """
     values = {split: _rows(final, split) for split in SPLITS if any(key.startswith(f"{split}/") for key in final)}
     found = {name: None for rows in values.values() for name in rows}
-    table = Table(title="per image; nats: lower is better", title_justify="left")
-    table.add_column("metric")
-    for split in values:
-        table.add_column(split, justify="right")
-    table.add_column("unit")
+    of_splits = [Heading(split, priority=2 * (split == "train")) for split in values]
+    headings = [Heading("metric", numeric=False), *of_splits, Heading("unit", numeric=False, priority=1)]
+    table = []
     for name in [*(name for name in UNITS if name in found), *(name for name in found if name not in UNITS)]:
         unit = UNITS.get(name, "")
         error = final.get(f"test/{name}_error", math.nan)
         cells = [_cell(rows.get(name), unit, error if split == "test" else math.nan) for split, rows in values.items()]
-        table.add_row(name, *cells, unit)
-    return table
+        table.append([name, *cells, unit])
+    print_tables(terminal, headings, [("per image; nats: lower is better", table)])
 
 
 def _rows(final: Mapping[str, float], split: str) -> dict[str, float]:

@@ -215,7 +215,7 @@ class Session:
 
     def report(self, final: dict[str, float]) -> None:
         """What came out, and where to look."""
-        self.voice.detail(report(final))
+        self.voice.detail(lambda terminal: report(terminal, final))
         seconds = duration(time.perf_counter() - self.started)
         self.voice.detail(f"{seconds} in all. Run folder: {self.folder}")
         self.voice.detail(f"Curves: vi-lab board {shlex.quote(str(self.folder))}")
