@@ -24,6 +24,7 @@ from rich.table import Table
 
 from tests.support import ESTIMATORS, SMALL, composed, config, run, store
 from vi_lab import __version__, cli, find_runs, load_run
+from vi_lab.commands.resume import resume_sweep
 from vi_lab.console import Terminal, Words
 from vi_lab.errors import ViLabError
 from vi_lab.runs.lock import hold
@@ -433,6 +434,17 @@ def test_a_sweep_that_is_given_more(
     refused(capsys, "train", "resume=theirs", "seed=0,1,2")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
     assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
+
+
+def test_a_sweep_does_not_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = OmegaConf.create(SWEEP)
+    sweep.hydra.overrides.task += [*SMALL, "data.download=true"]
+    Path("theirs").mkdir()
+    Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
+    assert "data.download=true" not in resume_sweep(Path("theirs"), [])
+    assert "data.download=false" in resume_sweep(Path("theirs"), [])
+    assert "data.download=true" in resume_sweep(Path("theirs"), ["data.download=true"])  # at the user's own word
 
 
 @pytest.mark.parametrize("command", [["train", "resume=theirs", "trainer.max_epochs=2"], ["reproduce", "theirs"]])

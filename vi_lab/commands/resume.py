@@ -104,7 +104,9 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
     if isinstance(epochs, int) and isinstance(least, int) and epochs < least:
         raise UserError(f"trainer.max_epochs={epochs}: the jobs of this sweep have {least}; wanted more")
     of_hydra = [override for override in overrides if _key(override).startswith("hydra")]
-    wanted = _replaced(task, [override for override in overrides if override not in of_hydra])
+    given = [override for override in overrides if override not in of_hydra]
+    # nothing is fetched on the word of somebody else's folder
+    wanted = _replaced(task, ["data.download=false", *given])
     if more:
         subdir = before.get("hydra.sweep.subdir")
         if not isinstance(subdir, str) or not _stays_inside(subdir):
