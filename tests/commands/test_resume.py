@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,15 +174,25 @@ def test_an_interrupted_sweep_is_finished(
         assert unequal(folder, Path("killed") / folder.name) == []
 
 
+@pytest.fixture(scope="module")
+def trained_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("trained")
+    overrides = [*SMALL, "trainer.max_epochs=1", "estimator=gumbel_softmax,rloo", "hydra.sweep.dir=sweep"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert cli.main(["train", "-m", *overrides]) == 0
+    return place / "sweep"
+
+
 @pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def sweep(tmp_path: Path, trained_sweep: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two jobs of one epoch, without a word on seeds."""
     monkeypatch.chdir(tmp_path)
-    overrides = [*SMALL, "trainer.max_epochs=1", "estimator=gumbel_softmax,rloo", "hydra.sweep.dir=sweep"]
-    assert cli.main(["train", "-m", *overrides]) == 0
+    shutil.copytree(trained_sweep, "sweep")
     return Path("sweep")
 
 
+@pytest.mark.slow
 def test_a_sweep_is_trained_longer_and_given_more_seeds(
     sweep: Path, whole: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:

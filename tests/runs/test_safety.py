@@ -483,6 +483,7 @@ def test_a_config_of_another_version(theirs: Path, capsys: pytest.CaptureFixture
     assert "data.batch_size=-1: wanted" in refused(capsys, *COMMANDS["reproduce"])
 
 
+@pytest.mark.slow
 def test_every_shipped_config_is_accepted(tmp_path: Path) -> None:
     for kind in ("estimator", "experiment", "likelihood", "network", "optimizer", "schedule", "objective"):
         for path in sorted((CONFIG_DIR / kind).glob("*.yaml")):

@@ -83,6 +83,7 @@ def test_what_tensorboard_cannot_write(
     assert capsys.readouterr().err == f"vi-lab train: [Errno 28] No space left on device: '{folder}'\n"
 
 
+@pytest.mark.slow
 def test_a_read_only_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=1m,ro") as disk:
         done = vi_lab("train", *SMALL, f"hydra.run.dir={disk}/run")
@@ -91,13 +92,7 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
         assert "Read-only file system" in done.stderr
 
 
-def test_without_a_terminal_and_with_closed_input(tmp_path: Path) -> None:
-    done = vi_lab("train", *SMALL, "hydra.run.dir=run", cwd=tmp_path, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    assert done.stderr == ""
-
-
+@pytest.mark.slow
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     """`vi-lab train | head -1` ends without a traceback."""
     command = f"{sys.executable} -m vi_lab train {' '.join(SMALL)} hydra.run.dir=run | head -1"
@@ -268,9 +263,11 @@ def test_fault_test_script(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("5 faults, 0 failed")
 
 
-def test_an_ascii_terminal(tmp_path: Path) -> None:
+def test_ascii_without_a_terminal_and_with_closed_input(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=run"]
-    done = vi_lab("train", *arguments, cwd=tmp_path, env=environment)
+    done = vi_lab("train", *arguments, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
     assert re.search(r"\| nll .* \? ", done.stdout)  # for what stands between a value and its error
