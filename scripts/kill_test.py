@@ -207,7 +207,7 @@ def kill_from_outside(process: subprocess.Popen, kill: Kill) -> None:
         time.sleep(kill.delay)
     else:
         for line in process.stdout:
-            if " seed " in line:
+            if " seed " in line or line.startswith("job "):  # of a sweep
                 break
         time.sleep(kill.training)
     for number in (kill.signal, *([signal.SIGKILL] if kill.again is not None else [])):
