@@ -87,3 +87,6 @@ def test_columns_says_how_wide_a_log_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert make_console(width=333).width == 333
     monkeypatch.setenv("COLUMNS", "80")
     assert make_console(width=333).width == 80
+    for nonsense in ("0", "²", "-5", "wide"):
+        monkeypatch.setenv("COLUMNS", nonsense)
+        assert make_console(width=333).width == 333

@@ -17,7 +17,7 @@ from vi_lab.version import __version__
 LONGEST = 2000
 """Characters of a message: a value in it may be a stranger's."""
 
-USAGE = f"""vi-lab {__version__}: variational inference with continuous and discrete latent variables
+USAGE = f"""vi-lab {__version__}: variational inference with continuous and discrete latents
 
 usage: vi-lab COMMAND [...]        vi-lab COMMAND --help says more
 
@@ -30,7 +30,7 @@ keys and folders; also install=zsh, and vi-lab -sc install=fish | source.
 
 examples:
   vi-lab train estimator=gumbel_softmax schedule=exponential latent=30x10 seed=1
-  vi-lab train -m estimator=gaussian,gumbel_softmax,straight_through,reinforce seed=0,1,2
+  vi-lab train -m estimator=gaussian,gumbel_softmax,straight_through seed=0,1,2
 """
 
 

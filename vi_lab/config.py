@@ -179,7 +179,10 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     job = overrides
 
     def without(key: str) -> DictConfig:
-        return compose_job(name, [o for o in job if o.partition("=")[0].lstrip("+~") != key], config_dir)
+        try:
+            return compose_job(name, [o for o in job if o.partition("=")[0].lstrip("+~") != key], config_dir)
+        except HydraException:  # there is another mistake
+            return compose_job(name, [], config_dir)
 
     try:
         for job in split_sweep(overrides) if multirun else [overrides]:

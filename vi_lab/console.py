@@ -83,7 +83,10 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # what an ASCII terminal cannot show, such as ±, ends nothing
-    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    columns = os.environ.get("COLUMNS", "")
+    if columns and not (columns.isdecimal() and int(columns)):
+        del os.environ["COLUMNS"]  # rich would take it for a number
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Terminal(**options) if known else Terminal(width=width, **options)
 
 
@@ -187,18 +190,18 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def image_bar(terminal: Terminal, label: str, total: int) -> Iterator[Callable[[int], None]]:
+def image_bar(terminal: Terminal, label: str, total: int, bar: bool = True) -> Iterator[Callable[[int], None]]:
     """Progress over images: gives a function to be called with how many are done. A bar on a terminal, elsewhere a
-    plain line every half minute."""
+    plain line every half minute, and where other processes write there too (without `bar`)."""
     columns = (Words("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task(label, total=total)
+    with Progress(*columns, console=terminal, transient=True, disable=not (bar and terminal.is_terminal)) as shown:
+        task = shown.add_task(label, total=total)
         spoken = time.perf_counter()
 
         def advance(images: int) -> None:
             nonlocal spoken
-            if not bar.disable:
-                bar.update(task, completed=images)
+            if not shown.disable:
+                shown.update(task, completed=images)
             elif time.perf_counter() - spoken > PATIENCE:
                 spoken = time.perf_counter()
                 terminal.say(f"{label}: {images} of {total} images")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import TIME_LIMIT, compose, run
-from vi_lab import cli
+from vi_lab import cli, find_runs
 from vi_lab.audit import Bench
+from vi_lab.errors import UserError
 
 SMALL = ["data=digits", "network.encoder.hidden=[16]", "network.decoder.hidden=[16]", "threads=1", "accelerator=cpu"]
 
@@ -93,6 +94,25 @@ def test_interrupted_it_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.M
     assert report["interrupted"]
     assert {row["estimator"] for row in report["estimators"]} == {"rloo"}
     assert json.loads(Path("lab/status.json").read_text())["state"] == "interrupted"
+
+
+def test_an_audit_is_no_run_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        with pytest.raises(UserError, match="lab: the folder of an audit, not of a run"):
+            find_runs("lab")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "measure", interrupted)
+    assert cli.main(["audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]) == 130
+    assert json.loads(Path("lab/status.json").read_text())["state"] == "interrupted"
+    assert "interrupted before the first estimator was measured" in capsys.readouterr().err
+    for command in (["compare", "lab"], ["evaluate", "lab"], ["reproduce", "lab"], ["train", "resume=lab"]):
+        assert cli.main(command) == 2
+        assert "lab: the folder of an audit, not of a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,27 @@ def test_bash_completes(here: Path) -> None:
     assert bash(here, "vi-lab compare outputs/a", "vi-lab -sc install=bash") == ["outputs/a\\ sweep/"]
 
 
+def test_no_name_is_run(here: Path) -> None:
+    """What is offered can be typed: between quotes the shell would take a name as it stands."""
+    for name in (
+        "data$(touch run)",
+        "data`touch run`",
+        "data';touch run;'",
+        'data";touch run;"',
+        "data\ntouch run",
+        "data!",
+    ):
+        (here / name).mkdir()
+    single = {'data";touch run;"/', "data!/", "data$(touch run)/", "data`touch run`/"}
+    assert set(complete("vi-lab compare 'da")) == single
+    assert complete('vi-lab compare "da') == ["data';touch run;'/"]
+    assert complete('vi-lab compare run="da') == []
+    for answer in bash(here, "vi-lab compare da"):
+        subprocess.run([shutil.which("bash") or "bash", "-c", f"test -d {answer}"], check=True)
+    assert len(bash(here, "vi-lab compare da")) == 5  # but the one of two lines
+    assert not (here / "run").exists()
+
+
 def test_bash_is_silent_on_errors(here: Path) -> None:
     assert bash(here, "vi-lab nosuch x") == [""]
 

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from tests.support import SMALL, config, read_rows, refusal, run, started
 from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
-from vi_lab.commands.resume import resume_run
+from vi_lab.commands.resume import resume_run, resume_sweep
 from vi_lab.errors import UserError
 from vi_lab.runs.files import claim
 from vi_lab.runs.lock import hold
@@ -232,6 +232,20 @@ def test_what_a_sweep_is_not_given(sweep: Path, override: str, message: str, cap
     capsys.readouterr()
     assert message in refusal(capsys, "train", "resume=sweep", override)
     assert before == {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+
+
+def test_jobs_that_stand_twice_and_folders_with_hydras_other_spelling(
+    sweep: Path, capsys: pytest.CaptureFixture
+) -> None:
+    stored = (sweep / "multirun.yaml").read_text()
+    text = stored.replace("estimator=gumbel_softmax,rloo", "estimator=gumbel_softmax,rloo,rloo")
+    (sweep / "multirun.yaml").write_text(text)
+    assert cli.main(["train", "resume=sweep", "seed=0,1"]) == 2
+    assert "the same job stands twice" in capsys.readouterr().err
+    text = re.sub(r"subdir: .*", "subdir: j${hydra:job.num}", stored)
+    (sweep / "multirun.yaml").write_text(text)
+    (words,) = [word for word in resume_sweep(sweep, ["seed=0,1"]) if word.startswith("hydra.sweep.subdir=")]
+    assert "j${numbered:${hydra.job.num},[0,2,1,3]}" in words
 
 
 def test_a_sweep_is_not_trained_less(sweep: Path, capsys: pytest.CaptureFixture) -> None:

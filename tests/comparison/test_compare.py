@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ from vi_lab.console import Terminal
 from vi_lab.errors import UserError
 from vi_lab.runs import find_runs
 from vi_lab.runs.files import write_csv, write_json
+from vi_lab.runs.trust import read_png
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -576,6 +578,14 @@ def test_names_leave_out_what_other_settings_say(tmp_path: Path) -> None:
     assert names[0] == names[3] == "rloo data.batch_size=50 s0 (0)"
     write_run(tmp_path / "seed", "estimator=rloo", "optimizer.lr=0.2", "data.batch_size=10", seed=3)
     assert [name.rpartition(" ")[2] for name in groups.run_labels(find_runs([tmp_path]))] == ["s0", "s0", "s0", "s3"]
+
+
+def test_a_picture_is_its_pixels_alone(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png", icc_profile=random.Random(0).randbytes(300_000))
+    data = read_png(tmp_path, "a.png", 64)
+    assert data is not None
+    assert len(data) < 10_000
+    assert "icc_profile" not in Image.open(io.BytesIO(data)).info
 
 
 def test_pictures_of_each_groups_first_run(sweep: Path, tmp_path: Path) -> None:

@@ -261,6 +261,10 @@ def test_nothing_is_written_through_links(theirs: Path, capsys: pytest.CaptureFi
         for arguments in (["train", "resume=theirs", "trainer.max_epochs=2"], COMMANDS["evaluate"]):
             assert "link" in refused(capsys, *arguments)
         link.unlink()
+        if name == "train.log":  # nor through one within the folder
+            link.symlink_to("metrics.csv")
+            assert "a link or a folder in place of a file" in refused(capsys, *arguments)
+            link.unlink()
         if before is not None:
             link.write_bytes(before)
     Path("elsewhere").mkdir()
@@ -419,6 +423,9 @@ def test_sweeps(
         "${hydra.runtime.cwd}/${hydra.job.num}",
         "${paths.data_dir}/${hydra.job.num}",
         "${numbered:${hydra.job.num},[0,0]}",
+        "${numbered:${hydra.job.num},[0,,1]}",
+        "${notes}",
+        "${lr_scheduler.monitor}/${hydra.job.num}",
         "${numbered:${hydra.job.num},[0,1,2]}",
         None,
     ],
@@ -428,12 +435,27 @@ def test_a_sweep_that_is_given_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = OmegaConf.create({"hydra": {**SWEEP["hydra"], "sweep": {"subdir": subdir}}, "seed": 0})
-    sweep.hydra.overrides.task += SMALL
+    sweep.hydra.overrides.task += [*SMALL, "notes=../elsewhere", f"+lr_scheduler.monitor={tmp_path}/elsewhere"]
     Path("theirs").mkdir()
     Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
     refused(capsys, "train", "resume=theirs", "seed=0,1,2")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
     assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
+
+
+@pytest.mark.parametrize("subdir", ["${notes}", "a${notes}", "${hydra.job.num}-${notes}"])
+def test_a_sweep_stays_in_its_folder(
+    tmp_path: Path, subdir: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for notes in ("/tmp/elsewhere", "../../elsewhere"):
+        sweep = OmegaConf.create(SWEEP)
+        sweep.hydra.overrides.task += [*SMALL, f"notes={notes}"]
+        sweep.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{subdir}'")
+        Path("theirs").mkdir(exist_ok=True)
+        Path("theirs/multirun.yaml").write_text(OmegaConf.to_yaml(sweep))
+        assert "names the folders of this sweep's jobs" in refused(capsys, "train", "resume=theirs")
+        assert [path.name for path in Path("theirs").iterdir()] == ["multirun.yaml"]
 
 
 def test_a_sweep_does_not_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

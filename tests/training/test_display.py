@@ -56,12 +56,12 @@ def test_a_job_of_a_sweep_is_brief(
 
 
 def test_time_left_counts_the_jobs_of_this_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sweep.time_left(tmp_path) == ""
+    assert sweep.time_left(tmp_path, 2) == ""
     assert sweep.standing(2) == "job 3"
     with sweep.sweeping(8):
         monkeypatch.setenv(sweep.SWEEP, f"8 {time.time() - 600}")
         assert sweep.standing(2) == "job 3 of 8"
-        assert sweep.time_left(tmp_path) == ""
+        assert sweep.time_left(tmp_path, 2) == ""
         for name, state, age in (
             ("0", "completed", 5000),
             ("1", "completed", 300),
@@ -72,8 +72,11 @@ def test_time_left_counts_the_jobs_of_this_start(tmp_path: Path, monkeypatch: py
             Status(tmp_path / name).write(state)
             when = time.time() - age
             os.utime(tmp_path / name / "status.json", (when, when))
-        # two in 600 s; of eight one was there before
-        assert sweep.time_left(tmp_path) == ", about 25 min left"
+        # two and a half in 600 s, four and a half remain: what was completed before this start took no time
+        assert sweep.time_left(tmp_path, 4) == ", about 18 min left"
+        (tmp_path / "3/status.json").unlink()
+        assert sweep.time_left(tmp_path, 3) == ", about 25 min left"
+        assert sweep.time_left(tmp_path, 7) == ", about 5 min left"
     assert sweep.SWEEP not in os.environ
 
 

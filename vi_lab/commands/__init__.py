@@ -3,8 +3,8 @@
 COMMANDS = {
     "train": ("vi_lab.commands.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
     "evaluate": ("vi_lab.commands.evaluate", "likelihood, bounds and latent use of trained models"),
-    "audit": ("vi_lab.commands.audit", "how biased and how noisy each estimator is, at the weights of a model"),
-    "compare": ("vi_lab.commands.compare", "tables and curves of finished runs: mean over seeds, paired differences"),
+    "audit": ("vi_lab.commands.audit", "how biased and how noisy each estimator is at a model's weights"),
+    "compare": ("vi_lab.commands.compare", "tables and curves of runs: means over seeds, paired differences"),
     "board": ("vi_lab.commands.board", "TensorBoard on this machine, over all runs below a folder"),
     "share": ("vi_lab.commands.share", "copy runs without what tells whose machine they were made on"),
     "reproduce": ("vi_lab.commands.reproduce", "repeat a run from its folder alone and compare bit by bit"),

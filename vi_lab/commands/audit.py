@@ -21,7 +21,7 @@ from vi_lab.config import choices_of_groups, compose_job, plain, resolved
 from vi_lab.console import Heading, Terminal, Words, make_console, print_tables
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
-from vi_lab.runs.files import CONFIG_FILE, Status, write_csv, write_json, write_text
+from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE, Status, write_csv, write_json, write_text
 from vi_lab.runs.run import Run, load_run, load_weights
 from vi_lab.schema import AUDIT, has, latent_kind, marked
 from vi_lab.training.process import prepare_process
@@ -45,10 +45,11 @@ def task(config: DictConfig) -> None:
     status = Status(folder)
     try:
         status.write("running")
+        write_json(folder / AUDIT_FILE, {"estimators": []})  # so that nothing takes the folder for that of a run
         finished = audit_model(config, folder, list(job.overrides.task))
         status.write("completed" if finished else "interrupted")
     except BaseException as error:
-        status.write("failed", one_line(error))
+        status.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", one_line(error))
         raise Abort(error) from None
     if not finished:
         raise Abort(KeyboardInterrupt())
@@ -133,8 +134,10 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
             interrupted = False
         except KeyboardInterrupt:
             interrupted = True
+    if not audit.rows and interrupted:
+        raise KeyboardInterrupt("interrupted before the first estimator was measured")
     if not audit.rows:
-        raise ViLabError("interrupted before the first estimator was measured" if interrupted else "nothing to audit")
+        raise ViLabError("nothing to audit")
     audit.write(folder, interrupted)
     audit.show(interrupted)
     from vi_lab.figures.audit import write_figures
@@ -263,7 +266,7 @@ class Audit:
             for multi, reference in self.references.items()
         }
         content = {"interrupted": interrupted, "references": references}
-        write_json(folder / "audit.json", {**content, "estimators": self.rows, "temperatures": self.sweep})
+        write_json(folder / AUDIT_FILE, {**content, "estimators": self.rows, "temperatures": self.sweep})
 
     def show(self, interrupted: bool) -> None:
         """The table, and what the estimators were held against."""

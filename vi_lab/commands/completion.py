@@ -79,11 +79,15 @@ def complete(line: str, breaks: str = "") -> list[str]:
         breaks: where the shell begins a new word; what stands before it is not repeated.
     """
     *before, word = _words(line)
-    quoted = word[:1] in ("'", '"')
-    word = word[1:] if quoted else re.sub(r"\\(.)", r"\1", word)
-    answers = sorted({answer for answer in _answers(before[1:], word) if answer.startswith(word)})
-    if quoted:
-        return answers
+    quote = word[0] if word[:1] in ("'", '"') else ""
+    if not quote and re.search(r"""(?<!\\)['"]""", word):
+        return []  # opened within the word
+    word = word[1:] if quote else re.sub(r"\\(.)", r"\1", word)
+    answers = sorted(
+        {answer for answer in _answers(before[1:], word) if answer.startswith(word) and answer.isprintable()}
+    )
+    if quote:  # what the shell would not take as it stands between the quotes is not offered: it might be run
+        return [answer for answer in answers if not set(answer) & set("'" if quote == "'" else '"$`\\!')]
     kept = max((word.rfind(mark) + 1 for mark in breaks if mark in "=:"), default=0)
     return [re.sub(r"([^\w./=:,+~@%\[\]-])", r"\\\1", answer[kept:]) for answer in answers]
 

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
 from vi_lab.commands.help import help_text
+from vi_lab.commands.resume import check_folders
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.console import load
 from vi_lab.errors import UserError, printable
@@ -71,6 +72,8 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
     for config in configs if resuming else []:
         check_targets(config, "resume")
         check_loggers(config, "resume")
+    if resuming:
+        check_folders(configs, arguments.overrides)
     _rehearse(configs)
     if not arguments.multirun:
         with _own_folder("train", arguments):

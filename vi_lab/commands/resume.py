@@ -28,7 +28,7 @@ LONGEST = 20_000
 """Characters of the overrides of a sweep, which Hydra reads slowly."""
 
 NUMBER = "${hydra.job.num}"
-NUMBERED = re.compile(r"\$\{numbered:\$\{hydra\.job\.num\},\[([\d,]+)\]\}")
+NUMBERED = re.compile(r"\$\{numbered:\$\{hydra\.job\.num\},\[(\d{1,6}(?:,\d{1,6})*)\]\}")
 """What stands for the number of a job in `hydra.sweep.subdir` where a sweep was given more jobs: Hydra counts them in
 the order of the overrides, and those that were there keep their folders."""
 
@@ -109,6 +109,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
     wanted = _replaced(task, ["data.download=false", *given])
     if more:
         subdir = before.get("hydra.sweep.subdir")
+        subdir = subdir.replace("${hydra:job.num}", NUMBER) if isinstance(subdir, str) else subdir
         if not isinstance(subdir, str) or not _stays_inside(subdir):
             raise UserError(f"{file}: hydra.sweep.subdir={subdir}: not taken over from a sweep; start another")
         numbers = _numbers(task, wanted, {*swept, "seed"}, NUMBERED.search(subdir), before.get("seed"))
@@ -129,7 +130,27 @@ def _replaced(overrides: list[str], others: list[str]) -> list[str]:
 
 
 def _stays_inside(subdir: str) -> bool:
-    return not re.search(r"\.\.|^['\"]?[/~]|oc\.|\$\{(hydra[.:](?!job\.num|overrides\.task)|paths|data|resume)", subdir)
+    """Whether the name of a job's folder leads nowhere else, as far as it stands there; see also `check_folders`."""
+    known = (
+        r"\$\{(hydra[.:]job\.num|(?!hydra|paths|data|resume)[\w.]+)\}"
+        r"|\$\{swept:\$\{hydra\.overrides\.task\},\[[\w.,/@]*\]\}"
+    )
+    rest = re.sub(known, "", NUMBERED.sub("", subdir))
+    return not re.search(r"\.\.|^['\"]?[/~]|\$\{", rest)
+
+
+def check_folders(configs: list[dict], overrides: list[str]) -> None:
+    """Refuse texts of a stranger's sweep that would lead a job's folder out of that of the sweep.
+
+    Args:
+        configs: of the jobs.
+        overrides: of the sweep.
+    """
+    subdirs = [override for override in overrides if _key(override) == "hydra.sweep.subdir"] or ["${name}"]
+    for key in re.findall(r"\$\{([\w.]+)\}", subdirs[-1]):
+        for values in map(dict, map(leaves, configs)):
+            if not re.fullmatch(r"(?!.*\.\.)[\w.+=,-]*", str(values.get(key, ""))):
+                raise UserError(f"{key}={values[key]}: names the folders of this sweep's jobs, and is no name")
 
 
 def _numbers(before: list[str], after: list[str], swept: set[str], known: re.Match[str] | None, seed: Any) -> list[int]:
@@ -154,6 +175,8 @@ def _numbers(before: list[str], after: list[str], swept: set[str], known: re.Mat
         return [tuple((key, values[key]) for key in sorted(swept)) for values in settings]
 
     there, wanted = jobs(before), jobs(after)
+    if len({*there}) != len(there) or len({*wanted}) != len(wanted):
+        raise UserError("the same job stands twice in this sweep, so it cannot be given more; start another")
     numbers = [int(number) for number in known[1].split(",")] if known else range(len(there))
     if len({*numbers}) != len(there):
         raise UserError("multirun.yaml: the numbers of its jobs are not those of a sweep; start another")

@@ -51,7 +51,7 @@ def task(config: DictConfig) -> float:
             print(printable(f"{label}{folder.name if sweep else folder} is completed"))
             return done
         if sweep:
-            print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir))}"), flush=True)
+            print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir), of_hydra.job.num)}"), flush=True)
         words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
         job = partial(
             execute,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ def _download(source: str, folder: Path) -> None:
     """Download into a folder beside the target and move it there whole, so that a broken download or two runs
     at once leave nothing half-written."""
     root = folder.parent.parent
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
@@ -82,6 +84,9 @@ def _download(source: str, folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        for place in absent:
+            with suppress(OSError):  # it holds something: the download came
+                place.rmdir()
 
 
 def _read(folder: Path, split: str) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,9 @@ from typing import Any, BinaryIO
 CONFIG_FILE = "config_resolved.yaml"
 """What makes a folder a run folder."""
 
+AUDIT_FILE = "audit.json"
+"""What makes a folder that of an audit."""
+
 LOG = "train.log"
 """What a run has said, and what libraries log."""
 

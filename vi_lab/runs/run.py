@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from vi_lab.errors import UserError, ViLabError, one_line
-from vi_lab.runs.files import CONFIG_FILE
+from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE
 from vi_lab.runs.lock import is_held
 from vi_lab.runs.trust import check_stored, inside, load_checkpoint, read_json, read_text, read_yaml
 from vi_lab.schema import INCIDENTAL, has, leaves
@@ -91,7 +91,10 @@ class Run:
             UserError: no run folder, or a config that this version of vi_lab does not take.
         """
         if not (self.folder / CONFIG_FILE).is_file():
-            raise UserError(f"{self.folder}: no run folder (it has no {CONFIG_FILE})")
+            lacks = f"it has no {CONFIG_FILE}" if self.folder.exists() else "there is no such folder"
+            raise UserError(f"{self.folder}: no run folder ({lacks})")
+        if _is_audit(self.folder):
+            raise UserError(f"{self.folder}: the folder of an audit, not of a run")
         values: dict[str, Any] = read_yaml(self.folder, CONFIG_FILE)
         made_by = str(self.environment.get("vi_lab", "an unknown version"))
         check_stored(values, str(self.folder / CONFIG_FILE), made_by)
@@ -248,13 +251,15 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Run]:
             # a job that fails early leaves only status.json
             marks = (file.parent for name in (CONFIG_FILE, "status.json") for file in start.rglob(name))
             folders += sorted(folder for folder in set(marks) if not _is_audit(folder))
+    if not folders and _is_audit(Path(paths[0])):
+        raise UserError(f"{paths[0]}: the folder of an audit, not of a run")
     if not folders:
         raise UserError(f"no runs below {', '.join(map(str, paths))}; a run folder holds {CONFIG_FILE}")
     return [Run(folder) for folder in dict.fromkeys(folders)]
 
 
 def _is_audit(folder: Path) -> bool:
-    return (folder / "audit.json").is_file()
+    return (folder / AUDIT_FILE).is_file()
 
 
 def finished(folder: Path) -> float | None:

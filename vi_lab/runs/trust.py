@@ -23,7 +23,7 @@ import yaml
 
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.archive import check_archive
-from vi_lab.runs.files import LEFTOVER
+from vi_lab.runs.files import LEFTOVER, LOG
 from vi_lab.schema import CONFIG_DIR, MAY_BE_EMPTY, check_parts, check_range, leaves
 
 TRUSTED = re.compile(
@@ -144,13 +144,15 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
     optional = ("trainer", "tags", "notes")
     missing = sorted(path for path in wanted if path not in found and path.split(".")[0] not in optional)
     unknown = sorted(set(values) - set(nodes) - groups - {*MAY_BE_EMPTY, "compatible_latents"})
+    if any(isinstance(values.get(name), dict) for name in ("tags", "notes")):
+        raise UserError(f"{where}: wanted a list of tags, and one text as notes")
     if missing or unknown:
         problem = f"it lacks {missing[0]}" if missing else f"{unknown[0]} is not known here"
         raise UserError(
             f"{where}: made by another version of vi_lab ({made_by}): {problem}; use that version, or retrain"
         )
     for path, value in found.items():
-        if "${" in str(value) or "???" in str(value):  # what OmegaConf would fill in, or call missing
+        if "${" in str(value) or value == "???":  # what OmegaConf would fill in, or call missing
             raise UserError(f"{where}: {path}={value}: wanted a plain value")
         try:
             check_range(path, value)
@@ -262,6 +264,8 @@ def refuse_links(folder: Path) -> None:
         ViLabError: a link leads out of it, or something in it is neither file nor folder, or has another name.
     """
     for path in folder.rglob("*"):
+        if path.name == LOG and (path.is_symlink() or path.is_dir()):
+            raise ViLabError(f"{path}: a link or a folder in place of a file; remove it")
         if path.is_symlink():
             inside(folder, str(path.relative_to(folder)))
         elif path.is_dir() or path.suffix == ".ckpt" or LEFTOVER.fullmatch(path.name):
@@ -333,8 +337,10 @@ def read_png(folder: Path, name: str, width: int) -> bytes | None:
                 return None
             pixels = picture.convert("RGB")
         pixels.thumbnail((width, 4 * width))
+        pixels = pixels.quantize(256)
+        pixels.info.clear()  # such as a color profile, of any length
         file = io.BytesIO()
-        pixels.quantize(256).save(file, format="png", optimize=True)
+        pixels.save(file, format="png", optimize=True)
         return file.getvalue()
     except Exception:  # Pillow raises many kinds
         return None

@@ -39,8 +39,8 @@ def report(terminal: Terminal, final: Mapping[str, float]) -> None:
     """
     values = {split: _rows(final, split) for split in SPLITS if any(key.startswith(f"{split}/") for key in final)}
     found = {name: None for rows in values.values() for name in rows}
-    of_splits = [Heading(split, priority=2 * (split == "train")) for split in values]
-    headings = [Heading("metric", numeric=False), *of_splits, Heading("unit", numeric=False, priority=1)]
+    of_splits = [Heading(split, priority=int(split == "train")) for split in values]
+    headings = [Heading("metric", numeric=False), *of_splits, Heading("unit", numeric=False, priority=2)]
     table = []
     for name in [*(name for name in UNITS if name in found), *(name for name in found if name not in UNITS)]:
         unit = UNITS.get(name, "")

@@ -175,7 +175,7 @@ class Session:
                 self.model.to(device),
                 self.datamodule,
                 Settings("test", settings.samples, settings.images),
-                partial(image_bar, self.voice.terminal, f"{self.voice.label}evaluation: test"),
+                partial(image_bar, self.voice.terminal, f"{self.voice.label}evaluation: test", bar=self.voice.bar),
                 {"command": None, "device": device.type, "threads": torch.get_num_threads()},
                 final=True,
             )

@@ -35,19 +35,23 @@ def standing(number: int) -> str:
     return f"job {number + 1}" + (f" of {jobs}" if jobs else "")
 
 
-def time_left(sweep: Path) -> str:
-    """As ", about 7 min left", from the time that the jobs of this start have taken; empty where none has ended."""
+def time_left(sweep: Path, number: int) -> str:
+    """As ", about 7 min left", from the time that the jobs of this start have taken; empty where none has ended.
+
+    Args:
+        number: Hydra's, from 0, of the job that begins.
+    """
     jobs, _, since = os.environ.get(SWEEP, "").partition(" ")
     if not jobs:
         return ""
-    before = ended = 0
+    states = []
     for file in sweep.glob("*/status.json"):
         with suppress(OSError):
-            new = file.stat().st_mtime >= float(since)
-            state = Run(file.parent).status.get("state")
-            before += not new and state == "completed"
-            ended += new and state in ("completed", "failed")
+            if file.stat().st_mtime >= float(since):  # those that were completed before took no time
+                states.append(Run(file.parent).status.get("state"))
+    beside = states.count("running") / 2  # done by half, more or less
+    ended = states.count("completed") + states.count("failed")
     if not ended:
         return ""
-    seconds = (time.time() - float(since)) / ended * max(0, int(jobs) - before - ended)
+    seconds = (time.time() - float(since)) / (ended + beside) * (int(jobs) - number + beside)
     return f", about {duration(seconds)} left"
