@@ -69,6 +69,7 @@ MISTAKES = {
     "estimator=": "estimator=: no such choice",
     "estimatr=gaussian": "there is no key estimatr; did you mean estimator",
     "trainer.max_epoch=3": "there is no key trainer.max_epoch; did you mean max_epochs",
+    "trainer.max_epoch=3 estimatr=foo": "there is no key trainer.max_epoch; did you mean max_epochs",  # two mistakes
     "latent=12x5": "use latent=categorical latent.variables=12 latent.classes=5",
     "latent.dim=3": "there is no key latent.dim .*variables, classes",
     "lr=0.1": r"there is no key lr; did you mean optimizer\.lr\?",

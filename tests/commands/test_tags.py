@@ -25,10 +25,10 @@ def test_tags_and_notes_of_a_run(
     hyperparameters = yaml.safe_load(Path("runs/a/hparams.yaml").read_text())
     assert (hyperparameters["tags"], hyperparameters["notes"]) == ("['paper', 'v1.0']", notes)
     shutil.copytree("runs/a", "plain")
-    other = ["train", "resume=runs/a", "trainer.max_epochs=2", "tags=[baseline]", "notes=went on, for longer"]
+    other = ["train", "resume=runs/a", "trainer.max_epochs=2", "tags=[baseline]", "notes=what ??? for longer"]
     assert cli.main(other) == 0
     run = load_run("runs/a")
-    assert (run.config.tags, run.config.notes) == (["baseline"], "went on, for longer")
+    assert (run.config.tags, run.config.notes) == (["baseline"], "what ??? for longer")
     assert cli.main(["train", "resume=plain", "trainer.max_epochs=2"]) == 0
     assert load_run("plain").key == run.key  # the same experiment
     assert load_run("plain").final == run.final
