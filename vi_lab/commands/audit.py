@@ -134,9 +134,9 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
             interrupted = False
         except KeyboardInterrupt:
             interrupted = True
-    if not audit.rows and interrupted:
-        raise KeyboardInterrupt("interrupted before the first estimator was measured")
     if not audit.rows:
+        if interrupted:
+            raise KeyboardInterrupt("interrupted before the first estimator was measured")
         raise ViLabError("nothing to audit")
     audit.write(folder, interrupted)
     audit.show(interrupted)

@@ -20,6 +20,8 @@ from vi_lab.schema import CONFIG_DIR, INNER, MAY_BE_EMPTY
 
 COLUMN = 34
 """Where comments begin."""
+KEY = re.compile(r"(\s*)([\w/]+):(.*?)(?:\s# (.*))?")
+"""A line of a yaml file: indent, key, value, comment."""
 
 
 def help_text(name: str, arguments: argparse.Namespace) -> str:
@@ -63,11 +65,11 @@ def read_comments(file: Path, package: str = "") -> dict[str, str]:
         if comment := re.fullmatch(r"\s*# (?!@package)(.*)", line):
             above.append(comment[1])
             continue
-        key = re.fullmatch(r"(\s*)([\w/]+):(.*?)(?:\s# (.*))?", line)
+        key = KEY.fullmatch(line)
         if first and package and above:
             found[package] = " ".join(above)
         elif key and above and not first:
-            key = re.fullmatch(r"(\s*)([\w/]+):(.*?)(?:\s# (.*))?", f"{line} # {' '.join(above)}")
+            key = KEY.fullmatch(f"{line} # {' '.join(above)}")
         first, above = first and line.startswith("#"), []
         if key is None:
             continue

@@ -147,8 +147,9 @@ def check_folders(configs: list[dict], overrides: list[str]) -> None:
         overrides: of the sweep.
     """
     subdirs = [override for override in overrides if _key(override) == "hydra.sweep.subdir"] or ["${name}"]
-    for key in re.findall(r"\$\{([\w.]+)\}", subdirs[-1]):
-        for values in map(dict, map(leaves, configs)):
+    keys = re.findall(r"\$\{([\w.]+)\}", subdirs[-1])
+    for values in map(dict, map(leaves, configs)):
+        for key in keys:
             if not re.fullmatch(r"(?!.*\.\.)[\w.+=,-]*", str(values.get(key, ""))):
                 raise UserError(f"{key}={values[key]}: names the folders of this sweep's jobs, and is no name")
 
