@@ -45,11 +45,11 @@ def test_draws_keep_to_the_support(u: float, dtype: torch.dtype, monkeypatch: py
     generator = torch.Generator()
     rows = [[-45.0, 0.0, 0.3, -torch.inf], [-torch.inf, 0.1, -45.0, 0.0], [0.7, -0.3, -torch.inf, -45.0]]
     logits = torch.tensor(rows, dtype=dtype)
-    z = distributions.draw(posterior("categorical", logits[None]), 1, generator)[0, 0]
+    z = distributions.sample(posterior("categorical", logits[None]), 1, generator)[0, 0]
     assert torch.equal(z.sum(-1), torch.ones(3, dtype=dtype))
     assert logits[z.bool()].gt(-1).all()
     bits = torch.tensor([[-45.0, -torch.inf, torch.inf, 50.0]], dtype=dtype)
-    assert distributions.draw(posterior("bernoulli", bits), 1, generator).tolist() == [[[0.0, 0.0, 1.0, 1.0]]]
+    assert distributions.sample(posterior("bernoulli", bits), 1, generator).tolist() == [[[0.0, 0.0, 1.0, 1.0]]]
 
 
 def test_unchecked_categorical_is_torchs() -> None:

@@ -24,7 +24,6 @@ from vi_lab import evaluation, latents, likelihoods
 from vi_lab.distributions import (
     NearestCode,
     UniformCodes,
-    draw,
     enumerate_support,
     kl_divergence,
     log_prob,
@@ -213,7 +212,7 @@ def test_draws_are_from_q(kind: str) -> None:
     torch.manual_seed(0)
     q = model.posterior(model.images(3))
     states = enumerate_support(q)
-    z = draw(q, 100_000, torch.Generator().manual_seed(0))
+    z = sample(q, 100_000, torch.Generator().manual_seed(0))
     if kind == "categorical":
         assert (z.sum(-1) == 1).all()
     probability = log_prob(q, states.unsqueeze(1)).exp()  # (states, 3)
@@ -225,7 +224,7 @@ def test_draws_are_from_q(kind: str) -> None:
 def test_an_impossible_class_is_never_drawn() -> None:
     logits = torch.tensor([[[-1e9, 0.0, -1e9, 1.0, -1e9]]])
     q = Independent(torch.distributions.OneHotCategorical(logits=logits), 1)
-    z = draw(q, 10_000, torch.Generator().manual_seed(0))
+    z = sample(q, 10_000, torch.Generator().manual_seed(0))
     assert z.sum(0)[0, 0].count_nonzero() == 2
     assert (z.sum(-1) == 1).all()
 
@@ -259,7 +258,7 @@ def test_chunks_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
         position += samples
         return bank[position - samples : position]
 
-    monkeypatch.setattr(evaluation, "draw", from_bank)
+    monkeypatch.setattr(evaluation, "sample", from_bank)
     results = []
     for rows in (7, 100, 10_000):
         monkeypatch.setitem(evaluation.ROWS, "cpu", rows)

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vi_lab"
 
 ROOMS = [
     {"version", "errors", "adapters"},
-    {"arguments", "console", "schema", "seeding", "distributions", "schedules"},
+    {"arguments", "console", "schema", "seeding", "noise", "distributions", "schedules"},
     {"estimators"},
     {"latents", "likelihoods", "networks", "objectives", "data"},
     {"models", "evaluation", "audit"},
@@ -30,7 +30,7 @@ ROOMS = [
 ]
 """From the ground up: a room imports from its own and from those above it in this list, never from those below."""
 
-MATHEMATICS = {"seeding", "distributions", "schedules", "estimators", "latents", "likelihoods", "networks",
+MATHEMATICS = {"seeding", "noise", "distributions", "schedules", "estimators", "latents", "likelihoods", "networks",
                "objectives", "evaluation", "audit"}  # fmt: skip
 ONLY_IN = {
     "lightning": {"models", "data.module", "adapters.lightning", *[f"training.{file.stem}" for file in

@@ -28,7 +28,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategoric
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
-from vi_lab.distributions import NearestCode, base, draw, gaussian, kl_or_estimate, log_prob, perplexity
+from vi_lab.distributions import NearestCode, base, gaussian, kl_or_estimate, log_prob, perplexity, sample
 from vi_lab.latents import Latent
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
@@ -286,7 +286,7 @@ def importance_weighted(
 
     def weigh(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One z, and sums over `size` samples of the cost, and of the weights and their squares in log space."""
-        z = draw(q, size, generator)
+        z = sample(q, size, generator)
         cost = _double(nats(z))  # (S, B)
         log_weight = _double(log_prob(p, z) - log_prob(q, z)) - cost
         return z[0].clone(), cost.sum(0), log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)

@@ -35,7 +35,7 @@ from vi_lab.estimators import (
     StraightThrough,
     VectorQuantization,
 )
-from vi_lab.estimators.disarm_tree import binary_tree, node_logits
+from vi_lab.estimators.disarm_tree import node_logits, walk
 from vi_lab.estimators.surrogates import antithetic
 from vi_lab.latents import VQ, Bernoulli, Categorical
 from vi_lab.models import StraightThroughVAE
@@ -108,12 +108,37 @@ def test_each_member_of_a_pair_is_a_sample_of_q(kind: str, estimator: GradientEs
     assert ((first - first.mean((0, 1))) * (second - second.mean((0, 1)))).mean((0, 1)).lt(0).all()  # antithetic
 
 
+def binary_tree(classes: int) -> Tensor:
+    """(C - 1, C): +1 where a class lies on the first side of a node, -1 on its second, 0 where not below it."""
+    sides = torch.zeros(classes - 1, classes, dtype=torch.float64)
+    for leaf in range(classes):
+        node = classes + leaf
+        while node > 1:
+            sides[node // 2 - 1, leaf] = -1.0 if node % 2 else 1.0
+            node //= 2
+    return sides
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 7, 8, 9, 31, 64])
+def test_levels_of_the_tree_are_its_matrix(classes: int) -> None:
+    """Node by node and leaf by leaf, against the tree written out as a matrix."""
+    torch.manual_seed(0)
+    tree = binary_tree(classes)
+    logits = torch.randn(5, 3, classes, dtype=torch.float64).log_softmax(-1)
+    first, second = logits.exp() @ (tree > 0).double().T, logits.exp() @ (tree < 0).double().T
+    torch.testing.assert_close(node_logits(logits), first.log() - second.log())
+    bits = torch.rand(5, 3, classes - 1) < 0.5
+    passed, z = walk(bits)
+    leaf = ((2.0 * bits - 1).double() @ tree == tree.abs().sum(0)).double()
+    torch.testing.assert_close(z.double(), leaf)
+    torch.testing.assert_close(passed.double(), leaf @ tree.abs().T)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 5, 8])
 def test_the_tree_gives_the_classes_their_probabilities(classes: int) -> None:
     """Each leaf's probability is the product of those of the turns above it."""
     torch.manual_seed(0)
-    tree = binary_tree(classes).double()
-    assert tree.shape == (classes - 1, classes)
+    tree = binary_tree(classes)
     p = torch.randn(classes, dtype=torch.float64).softmax(-1)
     first, below = p @ (tree.T > 0).double(), p @ tree.T.abs()
     turns = torch.where(tree > 0, (first / below)[:, None], torch.where(tree < 0, (1 - first / below)[:, None], 1.0))

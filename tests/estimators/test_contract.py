@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 
 from tests.estimators.toy import PHI, ROWS, THRESHOLD, make, make_config, posterior, problem, worst
 from tests.support import ESTIMATORS
-from vi_lab import distributions, estimators
+from vi_lab import distributions, estimators, noise
 from vi_lab.estimators import (
     RLOO,
     Cost,
@@ -246,8 +246,9 @@ def test_gumbel_softmax_bias_vanishes_with_the_temperature() -> None:
     assert bias[0] > 2 * bias[1] > 4 * bias[2]
 
 
-def test_gumbel_softmax_matches_torch() -> None:
+def test_gumbel_softmax_matches_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same noise through `torch.nn.functional.gumbel_softmax` gives the same samples, relaxed and hard."""
+    monkeypatch.setattr(noise, "exponential", lambda shape, like: torch.empty(shape, dtype=like.dtype).exponential_())
     logits = torch.randn(6, 4, 3)
     q = Independent(OneHotCategorical(logits=logits), 1)
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ from tests.estimators.toy import COORDINATES, FAMILY_ERROR, THRESHOLD, Problem, 
 from vi_lab import distributions
 from vi_lab.build import build
 from vi_lab.config import compose_job
+from vi_lab.distributions import perturbed_logits, vertex
 from vi_lab.estimators import (
     REBAR,
     RELAX,
@@ -140,7 +141,11 @@ def test_rebar_and_relax_are_unbiased_for_every_control(kind: str, eta: float, t
 
 
 @discrete
-def test_a_zero_control_is_reinforce(kind: str) -> None:
+def test_a_zero_control_is_reinforce(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same samples, which RELAX takes from perturbed logits."""
+    monkeypatch.setattr(
+        "vi_lab.estimators.reinforce.sample", lambda q, samples: vertex(q, perturbed_logits(q, samples))
+    )
     toy = problem(kind, "nonlinear")
     draws = []
     for estimator in (RELAX(samples=3, eta=0.0).double(), Reinforce(3)):

@@ -144,8 +144,8 @@ def test_gumbel_rao_tends_to_reinmax_as_the_temperature_falls(kind: str) -> None
         return observe(estimator, kind, rows=3)[2]
 
     reinmax = gradient(ReinMax())
-    distance = (gradient(GumbelRao(temperature=0.01, inner_samples=100_000)) - reinmax).norm() / reinmax.norm()
-    assert distance < 0.03
+    distance = (gradient(GumbelRao(temperature=0.01, inner_samples=400_000)) - reinmax).norm() / reinmax.norm()
+    assert distance < 0.05
     assert (gradient(StraightThrough()) - reinmax).norm() / reinmax.norm() > 0.1
 
 

@@ -20,8 +20,6 @@ case is unbiased. Departures: the tree is the balanced heap of any number of cla
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -31,30 +29,37 @@ from vi_lab.estimators.base import Cost, Estimate
 from vi_lab.estimators.disarm import DisARM
 from vi_lab.estimators.surrogates import antithetic
 
-
-@cache
-def binary_tree(classes: int) -> Tensor:
-    """(C - 1, C): +1 where a class lies on the first side of a node, -1 on its second, 0 where not below it.
-
-    Nodes are numbered as in a heap: the children of k are 2k and 2k + 1, the root is 1, the leaves are C to 2C - 1.
-    """
-    sides = [[0.0] * classes for _ in range(classes - 1)]
-    for leaf in range(classes):
-        node = classes + leaf
-        while node > 1:
-            sides[node // 2 - 1][leaf] = -1.0 if node % 2 else 1.0
-            node //= 2
-    return torch.tensor(sides).reshape(classes - 1, classes)
+# Nodes are numbered as in a heap: the children of k are 2k and 2k + 1, the root is 1, the leaves are C to 2C - 1, which
+# are the classes in their order. A level of the tree is a slice of the numbers, so each function goes level by level.
 
 
 def node_logits(logits: Tensor) -> Tensor:
-    """alpha of each node, from log probabilities of the classes: (B, L, C) -> (B, L, C - 1)."""
+    """alpha of the nodes 1 to C - 1, from log probabilities of the classes: (B, L, C) -> (B, L, C - 1)."""
     classes = logits.shape[-1]
-    mass = [logits[..., 0]] * classes + list(logits.unbind(-1))  # log p below each node; 0 to C - 1 are set below
-    for node in range(classes - 1, 0, -1):
-        mass[node] = torch.logaddexp(mass[2 * node], mass[2 * node + 1])
-    # a tree of one class has no node
-    return torch.stack(mass[2::2], -1) - torch.stack(mass[3::2], -1) if classes > 1 else logits[..., :0]
+    shallow = 2 ** classes.bit_length() - classes  # so many leaves end one level above the others
+    mass, leaves = logits[..., shallow:], logits[..., :shallow]  # log p of the nodes of a level
+    alpha: list[Tensor] = []
+    while not alpha or mass.shape[-1] > 1:
+        first, second = mass[..., ::2], mass[..., 1::2]
+        alpha.append(first - second)
+        mass, leaves = torch.cat([torch.logaddexp(first, second), leaves], -1), leaves[..., :0]
+    return torch.cat(alpha[::-1], -1)
+
+
+def walk(first: Tensor) -> tuple[Tensor, Tensor]:
+    """From whether each node leads to its first side, (..., C - 1): which nodes are passed, (..., C - 1), and which
+    leaf is reached, (..., C). All boolean."""
+    nodes = first.shape[-1]
+    level = leaves = first.new_ones((*first.shape[:-1], 1))
+    passed: list[Tensor] = []
+    done = 0
+    while done < nodes:
+        count = min(level.shape[-1], nodes - done)  # the others of this level are leaves
+        inner, leaves, turns = level[..., :count], level[..., count:], first[..., done : done + count]
+        passed.append(inner)
+        level = torch.stack([inner & turns, inner & ~turns], -1).flatten(-2)
+        done += count
+    return torch.cat([first[..., :0], *passed], -1), torch.cat([leaves, level], -1) if passed else level
 
 
 class DisARMTree(DisARM):
@@ -62,14 +67,12 @@ class DisARMTree(DisARM):
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Takes f at S / 2 pairs, however many classes; TypeError where `q` is not categorical."""
-        logits = categorical(q, type(self).__name__).logits  # (B, L, C)
-        tree = binary_tree(logits.shape[-1]).to(logits)  # (C-1, C)
-        alpha = node_logits(logits)
+        alpha = node_logits(categorical(q, type(self).__name__).logits)  # (B, L, C-1)
         noise = logistic_like(alpha, self.samples // 2)  # (S/2, B, L, C-1)
-        turns = torch.where(torch.cat([alpha + noise, alpha - noise]) > 0, 1.0, -1.0).to(logits.dtype)
-        z = (turns @ tree == tree.abs().sum(0)).to(logits.dtype)  # (S, B, L, C): all turns above the leaf lead to it
-        first, second = (z @ tree.abs().T).bool().chunk(2)  # whether a sample passes the node
-        score, other = (0.5 * ((turns > 0).to(logits.dtype) - alpha.sigmoid())).chunk(2)  # half of b - p
+        bits = torch.cat([alpha + noise, alpha - noise]) > 0  # (S, B, L, C-1)
+        passed, z = walk(bits)
+        first, second = passed.chunk(2)
+        score, other = (0.5 * (bits.to(alpha.dtype) - alpha.sigmoid())).chunk(2)  # half of b - p
         alone = torch.where(first, score, 0) - torch.where(second, other, 0)
         weight = torch.where(first & second, self.weight(alpha, noise), alone)
-        return antithetic(cost(z), (weight.detach() * alpha).sum((-1, -2)))
+        return antithetic(cost(z.to(alpha.dtype)), (weight.detach() * alpha).sum((-1, -2)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_lab.distributions import reparameterized
+from vi_lab.distributions import reparameterized_sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound
 
@@ -43,7 +43,7 @@ class DoublyReparameterized(GradientEstimator):
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Takes f = -log w at S samples; a hook on z multiplies the gradient that flows through it."""
-        z = reparameterized(q, type(self).__name__).rsample((self.samples,))
+        z = reparameterized_sample(q, self.samples, type(self).__name__)
         f = cost(z)
         if z.requires_grad:
             weights = (-f.detach()).softmax(0)  # w_s / sum_t w_t; the gradient has this factor already

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_lab.distributions import reparameterized
+from vi_lab.distributions import reparameterized_sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound
 
@@ -25,5 +25,5 @@ class ImportanceWeighted(GradientEstimator):
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Takes f = -log w at S samples; the loss is the bound in nats; TypeError where `q` has no `rsample`."""
-        f = cost(reparameterized(q, type(self).__name__).rsample((self.samples,)))
+        f = cost(reparameterized_sample(q, self.samples, type(self).__name__))
         return Estimate(importance_weighted_bound(f), f.new_zeros(()), f.detach())

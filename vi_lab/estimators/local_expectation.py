@@ -3,7 +3,7 @@
     d/dphi E_q[f(z)] = sum_i E_{z_-i}[ sum_k f(z_i = k, z_-i) d/dphi q_i(k) ]
 
 Titsias and Lazaro-Gredilla 2015 (arXiv 1503.01494), for factorized q. Unbiased; exact for a single variable. Costs
-one evaluation of f per variable and value, without gradient; the decoder learns from the samples z alone.
+one evaluation of f per variable and value other than its own, without gradient; the decoder learns from z alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def costs_of_replacements(cost: Cost, z: Tensor, values: Tensor, chunk: int) -> 
     Args:
         cost: f.
         z: (S, B, L, *) the samples.
-        values: (K, S or 1, B or 1, L or 1, *) what each variable is set to.
+        values: (K, S, B, L, *) what each variable is set to.
         chunk: variables per call of f; bounds the memory.
     """
     variables = z.shape[2]
@@ -51,16 +51,19 @@ class LocalExpectation(GradientEstimator):
         self.chunk = chunk
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
-        """Takes f at S samples and, without gradient, with each variable set to each value: S * L * K times."""
+        """Takes f at S samples and, without gradient, with each variable set to each of its other values:
+        S * (1 + L * (K - 1)) times."""
         b = discrete(q, "local expectation")
+        z = sample(q, self.samples)  # (S, B, *event)
         if isinstance(b, OneHotCategorical):
-            probs = b.probs  # (B, L, K)
-            values = torch.eye(probs.shape[-1], dtype=probs.dtype, device=probs.device)[:, None, None, None]
+            others = [z.roll(shift, -1) for shift in range(1, z.shape[-1])]
+            probs = [(value * b.probs).sum(-1) for value in (z, *others)]
         else:
-            probs = torch.stack([1 - b.probs, b.probs], -1)
-            values = torch.tensor([0.0, 1.0], dtype=probs.dtype, device=probs.device)[:, None, None, None]
-        z = sample(q, self.samples)
+            others = [1 - z]
+            probs = [torch.where(value.bool(), b.probs, 1 - b.probs) for value in (z, *others)]
         f = cost(z)
-        replaced = costs_of_replacements(cost, z, values, self.chunk).mean(2)  # (L, K, B)
-        surrogate = f.mean(0) + (replaced.permute(2, 0, 1) * probs).sum((1, 2))
+        here = f.detach().expand(z.shape[2], 1, *f.shape)  # where a variable keeps its value
+        replaced = costs_of_replacements(cost, z, torch.stack(others), self.chunk) if others else here[:, :0]
+        costs = torch.cat([here, replaced], 1).permute(1, 2, 3, 0)  # (L, K, S, B) -> (K, S, B, L)
+        surrogate = (f + (costs * torch.stack(probs)).sum((0, -1))).mean(0)
         return Estimate(with_gradient_of(f.mean(0), surrogate), f.new_zeros(()), f.detach())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_lab.distributions import reparameterized
+from vi_lab.distributions import reparameterized_sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.surrogates import differentiable
 
@@ -22,4 +22,4 @@ class Pathwise(GradientEstimator):
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Takes f at S reparameterized samples; TypeError where `q` has none."""
-        return differentiable(cost(reparameterized(q, "the pathwise gradient").rsample((self.samples,))))
+        return differentiable(cost(reparameterized_sample(q, self.samples, "the pathwise gradient")))

@@ -40,27 +40,31 @@ class RaoBlackwellReinforce(GradientEstimator):
         self.top_k, self.chunk = top_k, chunk
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
-        """Takes f at S samples and, without gradient, at S * L * (k + 1) replacements of one variable;
-        TypeError where `q` is not categorical."""
+        """Takes f at S samples and, without gradient, at S * L * (k + 1) replacements of one variable, or S * L * C
+        where k is C; TypeError where `q` is not categorical."""
         logits = categorical(q, "Rao-Blackwellized REINFORCE").logits  # (B, L, C), normalized
+        k = min(self.top_k, logits.shape[-1])
         with torch.no_grad():
-            values, weights = self._candidates(logits)  # (K, S, B, L, C), (K, S, B, L)
+            values, weights = self._candidates(logits, k)  # (K, S, B, L, C), (K, S, B, L)
             z = sample(q, self.samples)
             replaced = costs_of_replacements(cost, z, values, self.chunk).movedim(0, -1)  # (K, S, B, L)
-            top = weights[:-1]
-            baseline = (top * replaced[:-1]).sum(0) / top.sum(0)  # (S, B, L)
+            top = weights[:k]
+            baseline = (top * replaced[:k]).sum(0) / top.sum(0)  # (S, B, L)
         f = cost(z)
         log_q = (values * logits).sum(-1)  # (K, S, B, L)
         surrogate = f.mean(0) + (weights * (replaced - baseline) * log_q).sum((0, -1)).mean(0)
         return Estimate(with_gradient_of(f.mean(0), surrogate), f.new_zeros(()), f.detach())
 
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Per variable the top categories with their probabilities, then a draw of the rest with all of theirs."""
-        top = logits.topk(min(self.top_k, logits.shape[-1])).indices  # (B, L, k)
-        rest = logits.scatter(-1, top, -torch.inf)
-        drawn = one_hot_argmax(rest + gumbel_like(rest, self.samples))  # (S, B, L, C)
+    def _candidates(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Per variable the top categories with their probabilities, then a draw of the rest, if there is one, with all
+        of theirs."""
+        top = logits.topk(k).indices  # (B, L, k)
         one_hot = F.one_hot(top, logits.shape[-1]).to(logits.dtype).movedim(2, 0)  # (k, B, L, C)
-        values = torch.cat([one_hot.unsqueeze(1).expand(-1, self.samples, -1, -1, -1), drawn.unsqueeze(0)])
+        values = one_hot.unsqueeze(1).expand(-1, self.samples, -1, -1, -1)
         weights = (one_hot * logits.exp()).sum(-1).unsqueeze(1)  # (k, 1, B, L)
-        weights = torch.cat([weights, rest.exp().sum(-1)[None, None]])  # the draw stands for all the rest
+        if k < logits.shape[-1]:
+            rest = logits.scatter(-1, top, -torch.inf)
+            drawn = one_hot_argmax(rest + gumbel_like(rest, self.samples))  # (S, B, L, C)
+            values = torch.cat([values, drawn.unsqueeze(0)])
+            weights = torch.cat([weights, rest.exp().sum(-1)[None, None]])
         return values, weights.expand(values.shape[:-1])
