@@ -91,12 +91,12 @@ def discrete(q: Distribution, method: str) -> OneHotCategorical | Bernoulli:
 
 def gumbel_like(x: Tensor, samples: int) -> Tensor:
     """Standard Gumbel noise, (samples, *x.shape): -log of an Exponential(1) draw, exact in both tails."""
-    return -noise.exponential((samples, *x.shape), x).log_()
+    return -noise.exponential((samples, *x.shape), x).log()
 
 
 def logistic_like(x: Tensor, samples: int) -> Tensor:
     """Standard logistic noise, (samples, *x.shape): the difference of two Gumbels."""
-    return gumbel_like(x, samples).sub_(gumbel_like(x, samples))
+    return gumbel_like(x, samples) - gumbel_like(x, samples)
 
 
 def one_hot_argmax(x: Tensor) -> Tensor:

@@ -118,6 +118,7 @@ class VAE(lightning.LightningModule):
         self.epoch_means, self.window_means = Means(), Means()
         self.evaluation_means: dict[str, Means] = {}
         self.latest: dict[str, Tensor] = {}  # this step's terms, for the message where one is not finite
+        self.compiled: Callable[[Tensor, tuple[int, ...]], tuple[Tensor, dict[str, Tensor]]] | None = None
 
     def posterior(self, x: Tensor) -> Distribution:
         """q(z|x), batch shape (B,)."""
@@ -164,33 +165,45 @@ class VAE(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """() mean loss of a batch plus control loss; the noise is a function of (seed, epoch, batch, process)."""
         x, _ = batch
-        seed_noise(self.device, self.seed, NOISE, self.current_epoch, batch_idx, self.global_rank)
+        seeds = (self.seed, NOISE, self.current_epoch, batch_idx, self.global_rank)
+        if self.compiled is None:
+            seed_noise(self.device, *seeds)
+            loss, self.latest = self.losses(x)
+        else:
+            loss, self.latest = self.compiled(x, seeds)
+        stacked = torch.stack(list(self.latest.values()))
+        for means in (self.epoch_means, self.window_means):
+            means.names = [f"train/{name}" for name in self.latest]
+            means.add(stacked, len(x))
+        return loss
+
+    def losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mathematics of a training step.
+
+        Args:
+            x: (B, *shape).
+
+        Returns:
+            () the mean loss plus control loss, to differentiate; and what is logged of it, 0-d, without gradient.
+        """
         q, nats = self.posterior(x), self.nats(x)
         terms = self.objective(q, self.latent.prior(), nats, self.estimator, x)
         loss = terms.loss.mean()
-        self._record(q, nats, terms, loss.detach(), len(x))
-        return loss + terms.control_loss
-
-    @torch.no_grad()
-    def _record(self, q: Distribution, nats: Cost, terms: Terms, loss: Tensor, weight: int) -> None:
-        # The estimators that do not relax have evaluated the loss at samples of the true q already.
-        if self.estimator.relaxed:
-            unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean()
-        else:
-            unrelaxed = terms.at_samples.mean()
-        values = {
-            "loss": loss,
-            "loss_unrelaxed": unrelaxed,
-            "relaxation_gap": unrelaxed - loss,
-            "reconstruction": terms.reconstruction.mean(),
-            "kl": terms.kl.mean(),
-            **self.extra_metrics(q, terms),
-        }
-        self.latest = values
-        stacked = torch.stack([value.float() for value in values.values()])
-        for means in (self.epoch_means, self.window_means):
-            means.names = [f"train/{name}" for name in values]
-            means.add(stacked, weight)
+        with torch.no_grad():
+            # The estimators that do not relax have evaluated the loss at samples of the true q already.
+            if self.estimator.relaxed:
+                unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean()
+            else:
+                unrelaxed = terms.at_samples.mean()
+            values = {
+                "loss": loss.detach(),
+                "loss_unrelaxed": unrelaxed,
+                "relaxation_gap": unrelaxed - loss,
+                "reconstruction": terms.reconstruction.mean(),
+                "kl": terms.kl.mean(),
+                **self.extra_metrics(q, terms),
+            }
+        return loss + terms.control_loss, {name: value.float() for name, value in values.items()}
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
         """What the family logs besides: 0-d tensors, cheap, without gradient."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -86,22 +85,22 @@ class Tape:
         return self.tensors[i]
 
 
-_tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
+_tapes: list[Tape] = []  # the last one is in use; no `ContextVar`, with which torch.compile loses the gradient
 
 
 @contextmanager
 def _use(tape: Tape) -> Iterator[None]:
-    token = _tape.set(tape)
+    _tapes.append(tape)
     try:
         yield
     finally:
-        _tape.reset(token)
+        _tapes.pop()
 
 
 def _draw(
     kind: str, shape: Sequence[int], dtype: torch.dtype, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    tape = _tape.get() if generator is None else None
+    tape = _tapes[-1] if _tapes and generator is None else None
     if tape is not None and tape.played is not None:
         return tape.take(kind, shape)
     out = fill(kind, torch.empty(tuple(shape), dtype=dtype, device=like.device), generator)

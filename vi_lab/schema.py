@@ -265,6 +265,7 @@ KEYS: dict[str, Key] = {
     "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL),
     "figures_every_n_epochs": Key(_optional(STEPS), RESUME | INCIDENTAL),
     "projector": Key(FLAG, RESUME | INCIDENTAL),
+    "compile": Key(FLAG),
     "evaluation.samples": Key(_optional(_whole(1, 10**7)), RESUME | INCIDENTAL),
     "evaluation.images": Key(_optional(SIZE), RESUME | INCIDENTAL),
     "checkpoint.every_n_steps": Key(_optional(STEPS), RESUME | INCIDENTAL),

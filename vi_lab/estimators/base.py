@@ -90,6 +90,9 @@ class GradientEstimator(nn.Module, ABC):
     exact_for: ClassVar[str | None] = None
     """For a biased method, the costs for which it is unbiased all the same: "linear" or "quadratic" in z."""
 
+    differentiates: ClassVar[bool] = False
+    """Whether it takes a derivative itself, within its call; such a step is not compiled."""
+
     multi_sample: ClassVar[bool] = False
     """Whether the value is the importance-weighted bound -log mean_s exp(-f(z_s)) instead of the mean cost."""
     kl: ClassVar[str | None] = None

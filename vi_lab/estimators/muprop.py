@@ -22,6 +22,7 @@ class MuProp(GradientEstimator):
     """Score function of the Taylor remainder, pathwise gradient of the expansion."""
 
     unbiased = True
+    differentiates = True
 
     def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
         """Takes f at S samples and, for the expansion, once at the mean of q, between the vertices."""

@@ -36,6 +36,7 @@ class REBAR(GradientEstimator):
     """
 
     unbiased = True
+    differentiates = True
 
     def __init__(self, samples: int = 1, temperature: float = 1.0, eta: float = 1.0) -> None:
         super().__init__(samples)

@@ -15,6 +15,7 @@ from vi_lab.build import build, instantiate
 from vi_lab.errors import UserError, one_line
 from vi_lab.models import VAE
 from vi_lab.schema import leaves
+from vi_lab.training.compilation import check_compilable
 from vi_lab.training.trainer import make_trainer
 
 REPEATED = ("seed", "name", "data")
@@ -46,6 +47,8 @@ def _rehearse(config: DictConfig, values: dict) -> None:
         with torch.device("meta"):  # a class of the user's own may need real numbers
             _, model = build(config)
             _check_memory(config, model)
+            if config.compile:
+                check_compilable(model)
     _take_a_step(config)
     instantiate(config.schedule)
     make_trainer(config, callbacks=[instantiate(node) for node in (config.get("callbacks") or {}).values()])

@@ -17,6 +17,7 @@ from vi_lab.errors import UserError
 from vi_lab.schema import SHOWN, has, leaves
 from vi_lab.training.callbacks import GradientAudit, Recorder, Temperature
 from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from vi_lab.training.compilation import Compilation
 from vi_lab.training.display import ProgressDisplay, Voice
 from vi_lab.training.loggers import make_loggers
 from vi_lab.training.pictures import Pictures
@@ -45,6 +46,7 @@ def build_trainer(
         recorder.temperature,
         recorder,
         ProgressDisplay(voice, recorder),
+        *[Compilation(voice)] * bool(config.compile),
         *_watchers(config, folder, recorder),
         *[instantiate(node) for node in (config.get("callbacks") or {}).values()],
         _checkpoints(config, folder, recorder, stop or Stop()),
