@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
+import sys
+import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -47,6 +51,20 @@ def printable(value: object) -> str:
 def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def complain(text: str) -> None:
+    """A line on stderr. A terminal gets it folded between words, so that a path or a key stays whole."""
+    with suppress(OSError):  # nobody reads it; the exit code remains
+        print(_folded(text), file=sys.stderr, flush=True)
+
+
+def _folded(text: str) -> str:
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if width else text
 
 
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from vi_lab.comparison.compare import compare
@@ -12,7 +11,7 @@ from vi_lab.comparison.groups import Comparison, LeftOut
 from vi_lab.comparison.notes import gathered, notes
 from vi_lab.comparison.tables import columns, explanation, group_rows, run_rows
 from vi_lab.console import Heading, Terminal, make_console, print_tables
-from vi_lab.errors import one_line, printable
+from vi_lab.errors import complain, one_line, printable
 from vi_lab.runs.files import write_text
 from vi_lab.runs.run import find_runs
 from vi_lab.runs.trust import inside
@@ -79,4 +78,4 @@ def summarize(folder: Path) -> None:
         if any(run.state == "completed" for run in runs):
             publish(compare(runs), inside(folder, "comparison"))
     except Exception as error:  # the sweep's own success or failure stands
-        print(f"vi-lab train: no comparison of {printable(folder)}: {printable(one_line(error))}", file=sys.stderr)
+        complain(f"vi-lab train: no comparison of {printable(folder)}: {printable(one_line(error))}")
