@@ -514,6 +514,25 @@ def test_narrow_terminals_lose_columns_not_digits(sweep: Path, width: int) -> No
     assert all(len(line) <= width for line in text.splitlines() if line[:1] in "┏┃│┗└")
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 130, 400])
+def test_what_is_said_below_the_table_is_of_columns_that_are_shown(tmp_path: Path, width: int) -> None:
+    for name in ("rloo", "gaussian"):
+        for seed in range(2):
+            evaluations = None if name == "rloo" else 1.0
+            run = write_run(tmp_path / f"{name}{seed}", f"estimator={name}", seed=seed, test=100.0 + seed, nll=95.0,
+                            evaluations=evaluations)  # fmt: skip
+            environment = json.loads((run / "environment.json").read_text())
+            write_json(run / "environment.json", environment | {"threads": 1 + seed})
+    console = Terminal(width=width, record=True, file=io.StringIO())
+    show(compared(tmp_path), console)
+    text = console.export_text()
+    heads = [word.strip() for line in text.splitlines() if line.startswith("┃") for word in line.split("┃")]
+    assert ("NLL: importance" in " ".join(text.split())) == ("NLL" in heads)
+    for heading, words in {"evaluations": "Evaluations: how", "s/epoch": "Wall times"}.items():
+        assert (words in text) == (heading in heads)
+    assert ("Decoder evaluations were not" in text) == ("evaluations" in heads)
+
+
 def test_the_page_opens_with_tables_and_warnings_are_folded(sweep: Path) -> None:
     for index in range(5):
         write_run(sweep / f"other{index}", f"objective.beta={index + 2}")

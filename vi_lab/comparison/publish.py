@@ -25,10 +25,11 @@ def show(comparison: Comparison, terminal: Terminal) -> None:
     chosen = columns(comparison)
     headings = [Heading(column.heading, column.numeric, column.priority) for column in chosen]
     tables = [(s.title, [[c.cell(s, group) for c in chosen] for group in s.groups]) for s in comparison.sections]
-    print_tables(terminal, headings, tables, "comparison.html and .csv have them")
-    for sentence in explanation(comparison):
+    shown = [chosen[i] for i in print_tables(terminal, headings, tables, "comparison.html and .csv have them")]
+    for sentence in explanation(comparison, shown):
         terminal.say(sentence, "dim")
-    for line in gathered(notes(comparison, FEW)):
+    about = {"", *(column.csv for column in shown)}
+    for line in gathered(note for note in notes(comparison, FEW) if note.column in about):
         terminal.say(f"! {line}", "yellow")
     kinds: dict[str, list[LeftOut]] = {}
     for run in comparison.left_out:
