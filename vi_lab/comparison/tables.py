@@ -18,14 +18,14 @@ METRICS = {
     "train/loss": ("train", 12),
     "train/loss_unrelaxed": ("unrelaxed", 10),
     "train/relaxation_gap": ("gap", 11),
-    "val/loss": ("val", 1),
+    "val/loss": ("val", 3),
     "test/loss": ("test", 0),
     "test/nll": ("NLL", 4),
     "test/bits_per_dimension": ("bits/dim", 13),
     "test/active_units": ("active units", 14),
 }
 """Their headings, and what a narrow terminal does without first: the largest."""
-COMPARED = {"test/loss": ("difference", 3), "test/nll": ("NLL-difference", 6)}
+COMPARED = {"test/loss": ("difference", 2), "test/nll": ("NLL-difference", 6)}
 """Metrics that are held against the reference: names and priorities of their differences."""
 LOWER_IS_BETTER = ("val/loss", "test/loss", "test/nll", "test/bits_per_dimension")
 
@@ -75,7 +75,7 @@ def _columns(comparison: Comparison) -> list[Column]:
     result = [
         Column("group", lambda _, g: g.name, numeric=False),
         Column("latent", lambda _, g: g.latent, 7, numeric=False),
-        Column("seeds", lambda _, g: str(len(g.seeds)), 2),
+        Column("seeds", lambda _, g: str(len(g.seeds)), 1),
     ]
     if comparison.selected:
         result.append(Column("tried", lambda _, g: str(1 + len(g.rivals)), 5, csv="settings_tried"))
