@@ -33,7 +33,7 @@ from vi_lab.comparison.groups import Section
 from vi_lab.comparison.notes import gathered
 from vi_lab.comparison.notes import notes as all_notes
 from vi_lab.comparison.publish import show, summarize, write
-from vi_lab.comparison.tables import explanation, group_rows
+from vi_lab.comparison.tables import explanation, group_rows, run_rows
 from vi_lab.console import Terminal
 from vi_lab.errors import UserError
 from vi_lab.runs import find_runs
@@ -443,6 +443,19 @@ def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
         write(compared(sweep), tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_notes_stand_in_the_files_where_a_run_has_any(sweep: Path) -> None:
+    assert "notes" not in {*group_rows(compared(sweep)), *run_rows(compared(sweep))}
+    write_run(sweep / "noted", "estimator=nvil", settings={"notes": "=1+1,\n<b>second\x1b[31m try</b>"})
+    write_run(sweep / "noted too", "estimator=nvil", settings={"notes": "another"}, seed=1)
+    rows = group_rows(compared(sweep)).set_index("group")["notes"]
+    assert rows["nvil"] == "'=1+1, <b>second\\x1b[31m try</b>; another"
+    assert rows["rloo"] == ""
+    assert list(run_rows(compared(sweep)).set_index(["group", "seed"])["notes"]["nvil"]) == [
+        "'=1+1, <b>second\\x1b[31m try</b>", "another",
+    ]  # fmt: skip
+    assert "<b>second" in check_page(html(compared(sweep), [])).text
 
 
 def test_curves_are_means_over_seeds(sweep: Path) -> None:

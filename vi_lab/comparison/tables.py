@@ -188,9 +188,11 @@ def csv_text(value: str) -> str:
 
 
 def group_rows(comparison: Comparison) -> pandas.DataFrame:
-    """One row per group: means, standard errors, paired differences with intervals, settings, in full precision."""
+    """One row per group: means, standard errors, paired differences with intervals, settings, in full precision; and
+    notes, where a run has any."""
     metrics = _metrics(comparison)
     settings = differing(comparison.groups)
+    noted = any(group.notes for group in comparison.groups)
     rows = []
     for section in comparison.sections:
         for group in section.groups:
@@ -218,12 +220,14 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
                     row |= {f"{metric} {part}": value for part, value in zip(parts, difference, strict=True)}
             index = comparison.groups.index(group)
             row |= {csv_text(f"setting {key}"): csv_text(values[index]) for key, values in settings.items()}
+            row |= {"notes": csv_text(group.notes)} if noted else {}
             rows.append(row)
     return pandas.DataFrame(rows)
 
 
 def run_rows(comparison: Comparison) -> pandas.DataFrame:
-    """One row per run: seed, folder and every final metric."""
+    """One row per run: seed, folder, every final metric, and its notes where a run has any."""
+    noted = any(group.notes for group in comparison.groups)
     rows = [
         {
             "group": csv_text(group.name),
@@ -233,6 +237,7 @@ def run_rows(comparison: Comparison) -> pandas.DataFrame:
             "epoch_seconds": record.run.epoch_seconds,
             "decoder_evaluations": record.decoder_evaluations,
             **{metric: record.numbers.get(metric) for metric in _metrics(comparison)},
+            **({"notes": csv_text(record.notes)} if noted else {}),
         }
         for group in comparison.groups
         for record in group.records
