@@ -562,6 +562,17 @@ def test_the_page_opens_with_tables_and_warnings_are_folded(sweep: Path) -> None
     assert "position: sticky" in page
 
 
+def test_what_is_the_same_in_all_runs_is_said_once_above_them(sweep: Path) -> None:
+    page = html(compared(sweep), [])
+    of_runs = page[page.index("Every run") :].partition("</table>")[0]
+    assert "<p>The same in all runs: step 36.0, epoch_seconds 2.0, train/relaxation_gap 1.0.</p>" in of_runs
+    assert re.findall(r'<th scope="col">([^<]*)', of_runs)[:4] == ["group", "seed", "folder", "decoder_evaluations"]
+    assert ">step<" not in of_runs
+    single = html(compared(sweep / "rloo-s0"), [])
+    assert ">step<" in single
+    assert "The same in all runs" not in single
+
+
 def test_the_terminal_gathers_what_was_left_out_and_what_to_know(sweep: Path) -> None:
     for index in range(9):
         write_run(sweep / f"other{index}", f"objective.beta={index + 2}")
