@@ -9,6 +9,7 @@ import sys
 import textwrap
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 
 class ViLabError(Exception):
@@ -32,11 +33,16 @@ class Interrupted(KeyboardInterrupt):
         folder: with which `resume=` goes on.
     """
 
+    of_worker: ClassVar[bool] = False
+    """Whether this process is a worker of a sweep: then the signal is only how the sweep's process has told it, and not
+    the one that the user has sent."""
+
     def __init__(self, number: int, where: str = "", folder: Path | None = None) -> None:
         self.number, self.where, self.folder = number, where, folder
         self.exit_code = 128 + number
         hint = "" if folder is None else f"; go on with: vi-lab train {shlex.quote(f'resume={folder}')}"
-        super().__init__(" ".join(filter(None, ("interrupted by", signal.Signals(number).name, where))) + hint)
+        by = "with its sweep" if self.of_worker else f"by {signal.Signals(number).name}"
+        super().__init__(" ".join(filter(None, ("interrupted", by, where))) + hint)
 
     def __reduce__(self) -> tuple:
         return Interrupted, (self.number, self.where, self.folder)  # parallel launchers send it between processes

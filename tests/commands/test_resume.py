@@ -23,7 +23,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, read_rows, refusal, run, started
+from tests.support import SMALL, TIME_LIMIT, config, read_rows, refusal, run, started
 from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run, resume_sweep
@@ -172,6 +172,23 @@ def test_an_interrupted_sweep_is_finished(
         assert "goes on from" in out
     for folder in Path("whole").glob("*-s*"):
         assert unequal(folder, Path("killed") / folder.name) == []
+
+
+def test_a_worker_says_that_the_sweep_was_interrupted_and_not_by_which_signal_it_was_told() -> None:
+    code = """
+import os, signal
+from vi_lab.training.signals import Stop
+from vi_lab.training.workers import work
+def job():
+    with Stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+try:
+    work(job)
+except KeyboardInterrupt as error:
+    print(error, error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIME_LIMIT)
+    assert done.stdout == "interrupted with its sweep 143\n", done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +396,7 @@ def test_a_parallel_sweep_ends_with_its_process_and_goes_on(
     if name != "SIGKILL":
         assert sweep.returncode == 128 + signal.Signals[name], rest
         assert f"interrupted by {name}; go on with: vi-lab train resume=killed" in rest
+        assert any("interrupted with its sweep" in log.read_text() for log in logs("*/train.log"))
     states = {Run(folder).state for folder in Path("killed").glob("*-s*")}
     assert states <= {"interrupted", "completed", "unknown"}  # unknown: it had not begun
     assert cli.main(["train", f"resume={tmp_path}/killed"]) == 0  # workers may be those of another test's folder
