@@ -40,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, where: str = "", folder: Path | None = None) -> None:
         self.number, self.where, self.folder = number, where, folder
         self.exit_code = 128 + number
-        hint = "" if folder is None else f"; go on with: vi-lab train {shlex.quote(f'resume={folder}')}"
+        hint = "" if folder is None else f"; go on with: vi-lab train {shlex.quote(f'resume={nearby(folder)}')}"
         by = "with its sweep" if self.of_worker else f"by {signal.Signals(number).name}"
         super().__init__(" ".join(filter(None, ("interrupted", by, where))) + hint)
 
@@ -52,6 +52,14 @@ def printable(value: object) -> str:
     """Text in which nothing moves a terminal's cursor, reverses the line, or cannot be encoded: such characters stand
     as escapes. For what comes from somebody else's folder."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(value))
+
+
+def nearby(path: Path) -> Path:
+    """How a path is shown: from the working directory where it is inside of that, otherwise as it is."""
+    try:
+        return path.relative_to(Path.cwd()) if path.is_absolute() else path
+    except (ValueError, OSError):  # it is elsewhere; the working directory is gone
+        return path
 
 
 def one_line(error: BaseException) -> str:

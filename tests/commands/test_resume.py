@@ -232,6 +232,21 @@ def test_a_sweep_is_trained_longer_and_given_more_seeds(
     assert all(load_run(sweep / job).config.trainer.max_epochs == 2 for job in jobs)
 
 
+def test_a_new_job_begins_without_a_word_and_a_sweep_is_named_from_here(
+    sweep: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.rmtree(sweep / "1-rloo-s0")
+    assert cli.main(["train", f"resume={sweep.absolute()}"]) == 0
+    out = capsys.readouterr().out
+    assert "2 jobs below sweep\n" in out
+    assert "begins anew" not in out
+    assert "Tables and curves: sweep/comparison/comparison.html" in out
+    (sweep / "1-rloo-s0" / "status.json").write_text('{"state": "interrupted"}')
+    shutil.rmtree(sweep / "1-rloo-s0" / "checkpoints")
+    assert cli.main(["train", f"resume={sweep.absolute()}"]) == 0
+    assert "no checkpoint yet: begins anew" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

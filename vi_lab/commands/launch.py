@@ -19,7 +19,7 @@ from vi_lab.commands.help import help_text
 from vi_lab.commands.resume import check_folders
 from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
 from vi_lab.console import load
-from vi_lab.errors import UserError, printable
+from vi_lab.errors import UserError, nearby, printable
 from vi_lab.runs.files import CONFIG_FILE, claim
 from vi_lab.runs.trust import check_loggers, check_targets, trusting
 from vi_lab.schema import CONFIG_DIR
@@ -84,7 +84,7 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")
     with nullcontext(Path(HydraConfig.get().sweep.dir)) if resuming else _own_folder("train", arguments) as sweep:
         try:
-            print(f"{len(configs)} job{'s' * (len(configs) != 1)} below {printable(sweep)}", flush=True)
+            print(f"{len(configs)} job{'s' * (len(configs) != 1)} below {printable(nearby(sweep))}", flush=True)
             with StopSweep(sweep), sweeping(len(configs)):
                 hand_over("train", task, arguments)
         finally:

@@ -11,7 +11,7 @@ from vi_lab.comparison.groups import Comparison, LeftOut
 from vi_lab.comparison.notes import gathered, notes
 from vi_lab.comparison.tables import columns, explanation, group_rows, run_rows
 from vi_lab.console import Heading, Terminal, make_console, print_tables
-from vi_lab.errors import complain, one_line, printable
+from vi_lab.errors import complain, nearby, one_line, printable
 from vi_lab.runs.files import write_text
 from vi_lab.runs.run import find_runs
 from vi_lab.runs.trust import inside
@@ -65,7 +65,7 @@ def publish(comparison: Comparison, folder: Path) -> None:
     terminal = make_console(width=400)
     show(comparison, terminal)
     write(comparison, folder)
-    terminal.say(f"Tables and curves: {printable(folder / 'comparison.html')}")
+    terminal.say(f"Tables and curves: {printable(nearby(folder / 'comparison.html'))}")
 
 
 def summarize(folder: Path) -> None:
@@ -79,4 +79,4 @@ def summarize(folder: Path) -> None:
         if any(run.state == "completed" for run in runs):
             publish(compare(runs), inside(folder, "comparison"))
     except Exception as error:  # the sweep's own success or failure stands
-        complain(f"vi-lab train: no comparison of {printable(folder)}: {printable(one_line(error))}")
+        complain(f"vi-lab train: no comparison of {printable(nearby(folder))}: {printable(one_line(error))}")
