@@ -507,6 +507,7 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         (["empty"], "no runs below empty"),
         (["failed"], "none of the 1 runs has finished (failed: failed: out of memory)"),
         (["--color"], "unrecognized arguments: --color"),
+        (["--colums", "x"], "unrecognized arguments: --colums; did you mean --columns?"),
         ([], "outputs: no such folder"),
     ):
         assert cli.main(["compare", *arguments]) == 2
