@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace
         UserError: an unknown flag, or folders in both ways.
     """
     parser = flags_parser()
-    for flag, after in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, after in pairwise([*argv, ""]):
         _refuse_key(flag, after, parser)
     arguments = parser.parse_intermixed_args(argv)
     found, others = split_folders(arguments.overrides) if folders else ([], arguments.overrides)

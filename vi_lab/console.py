@@ -93,6 +93,16 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+def number(value: float, form: str) -> str:
+    """A number as it stands in a table: what is rounded to zero has no sign of its own.
+
+    Args:
+        form: such as ".2f".
+    """
+    text = format(value, form)
+    return text if float(text) else format(0.0, form)
+
+
 class Heading(NamedTuple):
     """Of a column of `print_tables`."""
 

@@ -11,6 +11,7 @@ import pandas
 
 from vi_lab.comparison.groups import Comparison, Group, Section, differing
 from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error
+from vi_lab.console import number
 from vi_lab.errors import UserError, printable
 
 DIGITS = {"test/bits_per_dimension": 4, "test/active_units": 1}
@@ -105,13 +106,13 @@ def _difference_cell(metric: str) -> Callable[[Section, Group], str]:
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else ""
+    return number(value, form) if math.isfinite(value) else ""
 
 
 def _mean(mean: float, error: float, digits: int) -> str:
     if not math.isfinite(mean):
         return ""
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
+    return number(mean, f".{digits}f") + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
 def _difference(section: Section, group: Group, metric: str) -> str:
@@ -120,10 +121,10 @@ def _difference(section: Section, group: Group, metric: str) -> str:
         return "reference" if group is section.reference else ""
     if not difference.seeds:
         return "no common seed"
-    text = f"{difference.mean:+.2f}"
+    text = number(difference.mean, "+.2f")
     if difference.seeds == 1:
         return f"{text} (n=1)"
-    text += f" [{difference.low:.2f}, {difference.high:.2f}]"
+    text += f" [{number(difference.low, '.2f')}, {number(difference.high, '.2f')}]"
     unequal = len({tuple(g.seeds) for g in section.groups}) > 1
     return f"{text} (n={difference.seeds})" if unequal else text
 
