@@ -84,6 +84,8 @@ MISTAKES = {
     "--trainer.max-epochs=3": r"write trainer\.max_epochs=3$",
     "--estimator -m seed=1,2": "write estimator=VALUE$",
     "--multrun seed=1,2": r"did you mean --multirun\?$",
+    "trainer.max_epochs={a:1}": "trainer.max_epochs: wanted a value, and no mapping",
+    "callbacks={a:1}": r"there is no key callbacks \(keys",
     "a[b": "cannot read the override 'a\\[b'",
 }
 
