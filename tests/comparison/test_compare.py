@@ -28,7 +28,7 @@ from vi_lab import cli
 from vi_lab.commands.compare import default_folder
 from vi_lab.comparison import curves, groups, stats
 from vi_lab.comparison.compare import compare
-from vi_lab.comparison.documents import html, markdown
+from vi_lab.comparison.documents import html, latex, markdown
 from vi_lab.comparison.groups import Section
 from vi_lab.comparison.notes import gathered
 from vi_lab.comparison.notes import notes as all_notes
@@ -436,6 +436,22 @@ def test_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert sum(tag == "svg" for tag, _ in page.tags) == 3
     assert "gumbel_softmax" in page.text
     assert all((folder / f).read_bytes().startswith(b"\x89PNG") for f in ("loss_by_epoch.png", "loss_by_time.png"))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+@pytest.mark.parametrize("name", ["rloo", 'a [b] "c" \\x{}$_^~#%&|<>±' + 30 * " long"])
+def test_the_table_compiles_and_fits_the_page_of_an_article(sweep: Path, tmp_path: Path, name: str) -> None:
+    for seed in range(2):
+        write_run(sweep / f"other{seed}", seed=seed, settings={"name": name}, nll=95.0)
+    (tmp_path / "comparison.tex").write_text(latex(compared(sweep)))
+    packages = r"\usepackage{array, booktabs}\usepackage[T1]{fontenc}"
+    text = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{comparison}}\end{{document}}"
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main"]
+    (tmp_path / "main.tex").write_text(text)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
+    assert done.returncode == 0, done.stdout[-2000:]
+    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", done.stdout)]
+    assert all(points < 15 for points in too_wide), done.stdout
 
 
 def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
