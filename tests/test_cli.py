@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +81,20 @@ def test_python_m_vi_lab() -> None:
     )
     assert done.returncode == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_a_long_error_is_folded_between_words_on_a_terminal_only(tmp_path: Path) -> None:
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    missing = tmp_path / "a-folder-whose-name-is-longer-than-the-terminal"
+    command = [sys.executable, "-m", "vi_lab", "compare", str(missing), "outputs/what-is-not-there-either"]
+    reader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    assert subprocess.run(command, stderr=terminal, timeout=TIME_LIMIT, cwd=tmp_path).returncode == 2
+    os.close(terminal)
+    shown = os.read(reader, 10_000).decode().splitlines()
+    os.close(reader)
+    assert len(shown) > 1
+    assert all(len(line) <= 40 for line in shown if str(missing) not in line)
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, cwd=tmp_path).stderr
+    assert plain.count("\n") == 1
+    assert plain.split() == " ".join(shown).split()

@@ -79,12 +79,20 @@ MISTAKES = {
     "+seed=1": "leave out the +",
     "estimator.samples=${nope}": "estimator.samples: Interpolation key 'nope' not found",
     "data.root=${oc.env:VI_LAB_NOT_SET}": "environment variable VI_LAB_NOT_SET is not set",
+    "callbak=early_stopping": r"did you mean callbacks\? \(keys: .*\bestimator\b.*\bcallbacks, experiment, model\)",
+    "--seed 3": r"--seed is no flag; write seed=3$",
+    "--trainer.max-epochs=3": r"write trainer\.max_epochs=3$",
+    "--estimator -m seed=1,2": "write estimator=VALUE$",
+    "--multrun seed=1,2": r"did you mean --multirun\?$",
+    "trainer.max_epochs={a:1}": "trainer.max_epochs: wanted a value, and no mapping",
+    "callbacks={a:1}": r"there is no key callbacks \(keys",
     "a[b": "cannot read the override 'a\\[b'",
 }
 
 
 def test_hints_are_those_of_the_command(capsys: pytest.CaptureFixture) -> None:
     assert "did you mean evaluation.samples?" in refusal(capsys, "evaluate", "samples=5")
+    assert "callbacks" not in refusal(capsys, "evaluate", "callbak=lr_monitor")
 
 
 @pytest.mark.parametrize("overrides", MISTAKES)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from vi_lab.commands import audit, evaluate
-from vi_lab.console import Heading, Terminal, print_tables
+from vi_lab.console import Heading, Terminal, number, print_tables
 
 WIDTHS = (60, 80, 100, 140)
 
@@ -64,7 +64,7 @@ def test_the_tables_of_several_evaluations_fit_and_name_seeds(width: int) -> Non
         settings = common | {"seed": seed, "data.seed": seed}
         runs.append(SimpleNamespace(settings=settings, key=("rloo",), folder=None))
         metrics = {"nll": nll, "nll_error": 0.5, "negative_elbo": nll + 5, "negative_elbo_error": 0.5, "kl": 20.0,
-                   "mutual_information": 5.0, "marginal_kl": 15.0, "active_units": 7}  # fmt: skip
+                   "mutual_information": -0.001, "marginal_kl": 15.0, "active_units": 7}  # fmt: skip
         reports.append({"metrics": metrics, "images": 360, "images_in_split": 360, "split": "test", "source": "digits",
                         "binarization": "dynamic", "samples": 5, "weights": "last", "interrupted": False})  # fmt: skip
     console = terminal(width)
@@ -75,9 +75,17 @@ def test_the_tables_of_several_evaluations_fit_and_name_seeds(width: int) -> Non
     assert "90.00 ± 0.50" in text
     assert "91.00 ± 1.00" in text  # over seeds
     assert "means over seeds" in text
+    assert "-0.00" not in text
     one = terminal(width)
     evaluate.show(one, runs[:1], reports[:1])
-    assert any("negative_elbo" in line and "95.00 ± 0.50" in line for line in lines(one))
+    rows = lines(one)
+    for cells in (("mutual_information", " 0.00 "), ("negative_elbo", "95.00 ± 0.50")):
+        assert any(all(cell in line for cell in cells) for line in rows)
+
+
+def test_what_is_rounded_to_zero_has_no_sign() -> None:
+    assert [number(value, ".2f") for value in (-0.004, -0.006, -0.0, 7.0)] == ["0.00", "-0.01", "0.00", "7.00"]
+    assert [number(-0.001, form) for form in ("+.2f", "g")] == ["+0.00", "-0.001"]
 
 
 def test_columns_says_how_wide_a_log_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import glob
 import os
+import re
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -20,7 +22,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{message}; --help shows what there is")
+        flag = re.search(r"(?<=: )--?[^\s=]+", message)  # of those that it does not know the first
+        near = difflib.get_close_matches(flag[0], self.options, n=1) if flag else []
+        raise UserError(f"{message}; {f'did you mean {near[0]}?' if near else '--help shows what there is'}")
 
     @property
     def options(self) -> dict[str, argparse.Action]:

@@ -256,7 +256,7 @@ class Bench:
         max_states: int = 4096,
         error: float = 0.01,
         most: int = 20_000,
-        progress: Callable[[float], None] = lambda _: None,
+        progress: Callable[[int, float], None] = lambda _, __: None,
     ) -> Reference:
         """The gradient that estimators should have in mean.
 
@@ -265,7 +265,7 @@ class Bench:
             max_states: up to so many joint states the ELBO's is exact.
             error: wanted relative standard error of an average.
             most: draws at the most.
-            progress: called with the error reached so far.
+            progress: called with the draws so far and the error reached.
         """
         continuous = self.model.latent(self.features[:1]).has_rsample
         if not multi_sample and not continuous and number_of_states(self.model.latent(self.features[:1])) <= max_states:
@@ -286,7 +286,7 @@ class Bench:
             mean_square = (total / count).square().sum().item()
             variance = max(squares / count - mean_square, 0.0) / count
             reached = math.sqrt(variance / max(mean_square - variance, 1e-30))
-            progress(reached)
+            progress(count, reached)
         how = f"average of {count} draws of {type(estimator).__name__}"
         return Reference(total / count, reached, how)
 

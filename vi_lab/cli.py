@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from vi_lab.commands import COMMANDS
-from vi_lab.errors import UserError, ViLabError, lacks_memory, one_line, printable
+from vi_lab.errors import UserError, ViLabError, complain, lacks_memory, one_line, printable
 from vi_lab.version import __version__
 
 LONGEST = 2000
@@ -51,11 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _complain(f"{name}: {_explain(error, debug)}")
+        complain(f"{name}: {_explain(error, debug)}")
+        _flush(sys.stderr)
         _flush(sys.stdout)
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt as error:
-        _complain(f"{name}: {printable(error) or 'interrupted'}")
+        complain(f"{name}: {printable(error) or 'interrupted'}")
+        _flush(sys.stderr)
         return getattr(error, "exit_code", 130)
 
 
@@ -94,12 +96,6 @@ def _open_streams() -> None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (as long as the process)
             os.set_inheritable(stream.fileno(), True)  # jobs of a sweep have it too
             setattr(sys, name, stream)
-
-
-def _complain(text: str) -> None:
-    with suppress(OSError):  # nobody reads it; the exit code remains
-        print(text, file=sys.stderr)
-    _flush(sys.stderr)
 
 
 def _flush(stream: TextIO) -> None:

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, groups, jobs_of_sweep
 from vi_lab.arguments import Parser, split_folders, unquote
 from vi_lab.errors import UserError, one_line
-from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest
+from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest, row
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
 
@@ -68,10 +69,16 @@ def _known_keys(path: str, compose_without: Callable[[str], DictConfig]) -> str:
         ends = [other for other, _ in leaves(resolved(config)) if re.search(rf"(^|[._]){re.escape(path)}$", other)]
     except Exception:  # only a hint: never a second error
         return ""
-    keys += [] if node else ["experiment"]
+    if not node and "estimator" in config:  # a group of which nothing is chosen is no key
+        keys += [group for group in _groups() if group not in (*keys, path)]
     if elsewhere := sorted(ends, key=len)[:3]:
         return f"; did you mean {' or '.join(elsewhere)}?"
     return f"{nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""
+
+
+def _groups() -> list[str]:
+    """The shipped groups of a model's config."""
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
 
 
 def _initialized() -> AbstractContextManager:
@@ -229,7 +236,10 @@ def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace
     Raises:
         UserError: an unknown flag, or folders in both ways.
     """
-    arguments = flags_parser().parse_intermixed_args(argv)
+    parser = flags_parser()
+    for flag, after in pairwise([*argv, ""]):
+        _refuse_key(flag, after, parser)
+    arguments = parser.parse_intermixed_args(argv)
     found, others = split_folders(arguments.overrides) if folders else ([], arguments.overrides)
     arguments.overrides = [_quoted(override) for override in others]
     if found and any(override.startswith("run=") for override in others):
@@ -238,6 +248,20 @@ def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace
         named = ",".join(map(quote, found))
         arguments.overrides.append(f"run={named}" if len(found) == 1 else f"run=[{named}]")
     return arguments
+
+
+def _refuse_key(flag: str, after: str, parser: Parser) -> None:
+    """Say of a key that is written like a flag how it is given.
+
+    Args:
+        after: the word behind it, perhaps its value.
+    """
+    name, _, value = flag.removeprefix("--").partition("=")
+    key = name.replace("-", "_")
+    value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
+    known = row(key) is not None or key in _groups()
+    if flag.startswith("--") and known and not any(option.startswith(f"--{name}") for option in parser.options):
+        raise UserError(f"{flag} is no flag; write {key}={value}")
 
 
 NOT_TAKEN = {

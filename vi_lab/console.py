@@ -93,6 +93,16 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+def number(value: float, form: str) -> str:
+    """A number as it stands in a table: what is rounded to zero has no sign of its own.
+
+    Args:
+        form: such as ".2f".
+    """
+    text = format(value, form)
+    return text if float(text) else format(0.0, form)
+
+
 class Heading(NamedTuple):
     """Of a column of `print_tables`."""
 
@@ -112,7 +122,7 @@ def print_tables(
     headings: Sequence[Heading],
     tables: Sequence[tuple[str, Sequence[Sequence[str]]]],
     elsewhere: str = "",
-) -> None:
+) -> list[int]:
     """Print tables that have the same columns, so that they fit the terminal: text is folded, then columns are left out
     by priority, the same in all tables, and named. No number is ever cut.
 
@@ -120,6 +130,9 @@ def print_tables(
         headings: of each table's columns; at least one with priority 0.
         tables: a title, and rows with a cell for each heading.
         elsewhere: who has what is left out, such as "audit.csv has them".
+
+    Returns:
+        which of the headings are shown, so that what is said below speaks of nothing else.
     """
     cells = [[printable(row[i]) for _, rows in tables for row in rows] for i in range(len(headings))]
     least = [_least(heading, texts) for heading, texts in zip(headings, cells, strict=True)]
@@ -150,6 +163,7 @@ def print_tables(
         terminal.print(table)
     if left_out := ", ".join(heading.text for i, heading in enumerate(headings) if i not in shown):
         terminal.say(f"too narrow for: {left_out}" + (f" ({elsewhere})" if elsewhere else ""), "dim")
+    return shown
 
 
 def _least(heading: Heading, texts: list[str]) -> int:

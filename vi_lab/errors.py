@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
+import sys
+import textwrap
+from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 
 class ViLabError(Exception):
@@ -28,11 +33,16 @@ class Interrupted(KeyboardInterrupt):
         folder: with which `resume=` goes on.
     """
 
+    of_worker: ClassVar[bool] = False
+    """Whether this process is a worker of a sweep: then the signal is only how the sweep's process has told it, and not
+    the one that the user has sent."""
+
     def __init__(self, number: int, where: str = "", folder: Path | None = None) -> None:
         self.number, self.where, self.folder = number, where, folder
         self.exit_code = 128 + number
-        hint = "" if folder is None else f"; go on with: vi-lab train {shlex.quote(f'resume={folder}')}"
-        super().__init__(" ".join(filter(None, ("interrupted by", signal.Signals(number).name, where))) + hint)
+        hint = "" if folder is None else f"; go on with: vi-lab train {shlex.quote(f'resume={nearby(folder)}')}"
+        by = "with its sweep" if self.of_worker else f"by {signal.Signals(number).name}"
+        super().__init__(" ".join(filter(None, ("interrupted", by, where))) + hint)
 
     def __reduce__(self) -> tuple:
         return Interrupted, (self.number, self.where, self.folder)  # parallel launchers send it between processes
@@ -44,9 +54,31 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(value))
 
 
+def nearby(path: Path) -> Path:
+    """How a path is shown: from the working directory where it is inside of that, otherwise as it is."""
+    try:
+        return path.relative_to(Path.cwd()) if path.is_absolute() else path
+    except (ValueError, OSError):  # it is elsewhere; the working directory is gone
+        return path
+
+
 def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def complain(text: str) -> None:
+    """A line on stderr. A terminal gets it folded between words, so that a path or a key stays whole."""
+    with suppress(OSError):  # nobody reads it; the exit code remains
+        print(_folded(text), file=sys.stderr, flush=True)
+
+
+def _folded(text: str) -> str:
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if width else text
 
 
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")

@@ -402,7 +402,9 @@ def check(values: dict, shipped: dict) -> None:
     for path in known:
         way = _path_to(path)
         if way[0] not in MAY_BE_EMPTY and not any(node in found for node in way):
-            gone = next(node for node in way if node not in nodes)
+            gone = next((node for node in way if node not in nodes), None)
+            if gone is None:  # there are keys below it
+                raise UserError(f"{path}: wanted a value, and no mapping")
             raise UserError(f"{gone} is missing, which is needed; leave out ~{gone}")
     if "estimator" in values:
         check_parts(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,10 @@ def test_the_command_writes_tables_and_figures(
     for name in ("bias_variance", "error_cost", "temperature", "simplex"):
         assert Path(f"lab/figures/{name}.png").stat().st_size > 5000
     assert Path("lab/audit.csv").read_text().count("\n") == 11
-    assert "relative bias" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "relative bias" in out
+    assert "(wanted 0.01: raise audit.reference_draws=100)" in out
+    assert out.count("(wanted") == 1  # the other one is exact
 
 
 def test_estimators_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -54,7 +58,8 @@ def test_estimators_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_the_command_on_a_terminal(tmp_path: Path) -> None:
     """With its progress bars, which a pipe does not show."""
-    command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, "audit.estimators=[rloo]", "hydra.run.dir=lab"]
+    chosen = ["audit.estimators=[rloo,vimco]", "audit.reference_draws=2000", "audit.reference_error=0.001"]
+    command = [sys.executable, "-m", "vi_lab", "audit", *AUDIT, *chosen, "hydra.run.dir=lab"]
     inside = f"import os, pty, sys; os.chdir({str(tmp_path)!r}); sys.exit(pty.spawn({command!r}) >> 8)"
     done = subprocess.run(
         [sys.executable, "-c", inside], stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT
@@ -62,6 +67,8 @@ def test_the_command_on_a_terminal(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert json.loads((tmp_path / "lab" / "status.json").read_text())["state"] == "completed"
     assert b"Traceback" not in done.stdout
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", done.stdout.decode())
+    assert re.search(r"reference, relative error 0\.\d+ .*\d+/2000 0:00:\d\d", plain)
 
 
 def test_the_command_on_a_trained_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

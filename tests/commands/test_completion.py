@@ -1,8 +1,9 @@
-"""What TAB completes, asked of a real bash; quickly, and silent on errors."""
+"""What TAB completes, asked of real shells; quickly, and silent on errors."""
 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,48 @@ def test_scripts(shell: str, capsys: pytest.CaptureFixture) -> None:
     for word in ("install", "uninstall"):
         assert cli.main(["train", "-sc", f"{word}={shell}"]) == 0
         assert "vi-lab" in capsys.readouterr().out
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of a shell that finds this `vi-lab`, and no start file of the user's."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    home = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb"}
+    return {**os.environ, **home, "PATH": path, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_completes(here: Path, environment: dict[str, str]) -> None:
+    code = "vi-lab -sc install=fish | source; complete -C 'vi-lab train estimator=strai'"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", code], env=environment, capture_output=True, text=True, timeout=TIME_LIMIT
+    )
+    assert done.stdout == "estimator=straight_through\n", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes_without_a_start_file(here: Path, environment: dict[str, str]) -> None:
+    """Its completion needs a terminal, and a TAB."""
+    ours, theirs = os.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(["zsh", "-f", "-i"], env=environment, start_new_session=True, **streams) as zsh:
+        os.write(ours, b'eval "$(vi-lab -sc install=zsh)"; echo READY $((1 + 1))\n')
+        ready = shown(ours, "READY 2")
+        os.write(ours, b"vi-lab train estimator=strai\t")
+        completed = shown(ours, "estimator=straight_through")
+        zsh.kill()
+    os.close(ours)
+    os.close(theirs)
+    assert ready
+    assert completed
+
+
+def shown(terminal: int, text: str) -> bool:
+    """Whether a terminal comes to show a text within a minute."""
+    found = ""
+    while text not in found and select.select([terminal], [], [], 60)[0]:
+        found += os.read(terminal, 4096).decode(errors="replace")
+    return text in found
 
 
 def test_another_shell(capsys: pytest.CaptureFixture) -> None:

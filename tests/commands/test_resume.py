@@ -23,7 +23,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.support import SMALL, config, read_rows, refusal, run, started
+from tests.support import SMALL, TIME_LIMIT, config, read_rows, refusal, run, started
 from tests.training.crash import crashed, unequal
 from vi_lab import cli, load_run
 from vi_lab.commands.resume import resume_run, resume_sweep
@@ -174,6 +174,23 @@ def test_an_interrupted_sweep_is_finished(
         assert unequal(folder, Path("killed") / folder.name) == []
 
 
+def test_a_worker_says_that_the_sweep_was_interrupted_and_not_by_which_signal_it_was_told() -> None:
+    code = """
+import os, signal
+from vi_lab.training.signals import Stop
+from vi_lab.training.workers import work
+def job():
+    with Stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+try:
+    work(job)
+except KeyboardInterrupt as error:
+    print(error, error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIME_LIMIT)
+    assert done.stdout == "interrupted with its sweep 143\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def trained_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
@@ -213,6 +230,21 @@ def test_a_sweep_is_trained_longer_and_given_more_seeds(
     jobs += ["4-gumbel_softmax-s2", "5-rloo-s2"]
     assert sorted(path.name for path in sweep.glob("*-s*")) == jobs
     assert all(load_run(sweep / job).config.trainer.max_epochs == 2 for job in jobs)
+
+
+def test_a_new_job_begins_without_a_word_and_a_sweep_is_named_from_here(
+    sweep: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.rmtree(sweep / "1-rloo-s0")
+    assert cli.main(["train", f"resume={sweep.absolute()}"]) == 0
+    out = capsys.readouterr().out
+    assert "2 jobs below sweep\n" in out
+    assert "begins anew" not in out
+    assert "Tables and curves: sweep/comparison/comparison.html" in out
+    (sweep / "1-rloo-s0" / "status.json").write_text('{"state": "interrupted"}')
+    shutil.rmtree(sweep / "1-rloo-s0" / "checkpoints")
+    assert cli.main(["train", f"resume={sweep.absolute()}"]) == 0
+    assert "no checkpoint yet: begins anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -379,6 +411,7 @@ def test_a_parallel_sweep_ends_with_its_process_and_goes_on(
     if name != "SIGKILL":
         assert sweep.returncode == 128 + signal.Signals[name], rest
         assert f"interrupted by {name}; go on with: vi-lab train resume=killed" in rest
+        assert any("interrupted with its sweep" in log.read_text() for log in logs("*/train.log"))
     states = {Run(folder).state for folder in Path("killed").glob("*-s*")}
     assert states <= {"interrupted", "completed", "unknown"}  # unknown: it had not begun
     assert cli.main(["train", f"resume={tmp_path}/killed"]) == 0  # workers may be those of another test's folder

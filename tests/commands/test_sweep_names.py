@@ -9,7 +9,8 @@ from omegaconf import ListConfig
 
 from tests.support import SMALL
 from vi_lab import cli
-from vi_lab.config import _swept, swept_subdir
+from vi_lab.commands.launch import _swept_in_vain
+from vi_lab.config import _swept, check_overrides, swept_subdir
 
 TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evaluation.samples=null"]
 
@@ -67,3 +68,20 @@ def test_names_are_short_and_safe() -> None:
     assert (
         name(["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches") == "accumulate_grad_batches=2"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "without"),
+    [
+        (["estimator=gaussian", "temperature=0.5,1"], "gaussian; jobs that differ in temperature only are the same"),
+        (
+            ["estimator=gumbel_softmax,rloo,straight_through", "schedule=constant,exponential"],
+            "rloo, straight_through;",
+        ),
+        (["estimator=gumbel_softmax,concrete", "temperature=0.5,1"], ""),
+        (["estimator=gaussian,rloo", "temperature=0.5"], ""),
+    ],
+)
+def test_a_sweep_over_temperatures_names_estimators_that_have_none(overrides: list[str], without: str) -> None:
+    note = _swept_in_vain(check_overrides("train", overrides, multirun=True), overrides)
+    assert note.startswith(f"note: without a temperature: {without}") if without else note == ""

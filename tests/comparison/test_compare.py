@@ -28,12 +28,12 @@ from vi_lab import cli
 from vi_lab.commands.compare import default_folder
 from vi_lab.comparison import curves, groups, stats
 from vi_lab.comparison.compare import compare
-from vi_lab.comparison.documents import html, markdown
+from vi_lab.comparison.documents import html, latex, markdown
 from vi_lab.comparison.groups import Section
 from vi_lab.comparison.notes import gathered
 from vi_lab.comparison.notes import notes as all_notes
 from vi_lab.comparison.publish import show, summarize, write
-from vi_lab.comparison.tables import explanation, group_rows
+from vi_lab.comparison.tables import explanation, group_rows, run_rows
 from vi_lab.console import Terminal
 from vi_lab.errors import UserError
 from vi_lab.runs import find_runs
@@ -438,11 +438,40 @@ def test_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert all((folder / f).read_bytes().startswith(b"\x89PNG") for f in ("loss_by_epoch.png", "loss_by_time.png"))
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+@pytest.mark.parametrize("name", ["rloo", 'a [b] "c" \\x{}$_^~#%&|<>±' + 30 * " long"])
+def test_the_table_compiles_and_fits_the_page_of_an_article(sweep: Path, tmp_path: Path, name: str) -> None:
+    for seed in range(2):
+        write_run(sweep / f"other{seed}", seed=seed, settings={"name": name}, nll=95.0)
+    (tmp_path / "comparison.tex").write_text(latex(compared(sweep)))
+    packages = r"\usepackage{array, booktabs}\usepackage[T1]{fontenc}"
+    text = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{comparison}}\end{{document}}"
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main"]
+    (tmp_path / "main.tex").write_text(text)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
+    assert done.returncode == 0, done.stdout[-2000:]
+    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", done.stdout)]
+    assert all(points < 15 for points in too_wide), done.stdout
+
+
 def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
     for name in "ab":
         write(compared(sweep), tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_notes_stand_in_the_files_where_a_run_has_any(sweep: Path) -> None:
+    assert "notes" not in {*group_rows(compared(sweep)), *run_rows(compared(sweep))}
+    write_run(sweep / "noted", "estimator=nvil", settings={"notes": "=1+1,\n<b>second\x1b[31m try</b>"})
+    write_run(sweep / "noted too", "estimator=nvil", settings={"notes": "another"}, seed=1)
+    rows = group_rows(compared(sweep)).set_index("group")["notes"]
+    assert rows["nvil"] == "'=1+1, <b>second\\x1b[31m try</b>; another"
+    assert rows["rloo"] == ""
+    assert list(run_rows(compared(sweep)).set_index(["group", "seed"])["notes"]["nvil"]) == [
+        "'=1+1, <b>second\\x1b[31m try</b>", "another",
+    ]  # fmt: skip
+    assert "<b>second" in check_page(html(compared(sweep), [])).text
 
 
 def test_curves_are_means_over_seeds(sweep: Path) -> None:
@@ -494,6 +523,7 @@ def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         (["empty"], "no runs below empty"),
         (["failed"], "none of the 1 runs has finished (failed: failed: out of memory)"),
         (["--color"], "unrecognized arguments: --color"),
+        (["--colums", "x"], "unrecognized arguments: --colums; did you mean --columns?"),
         ([], "outputs: no such folder"),
     ):
         assert cli.main(["compare", *arguments]) == 2
@@ -508,10 +538,30 @@ def test_narrow_terminals_lose_columns_not_digits(sweep: Path, width: int) -> No
     show(compared(sweep), console)
     text = console.export_text()
     assert "102.50 ± 1.26" not in text  # sanity: not a number of these runs
-    for cell in ("101.67 ± 0.88", "105.67 ± 0.88"):
-        assert cell in text
+    assert "105.67 ± 0.88" in text
+    assert ("101.67 ± 0.88" in text) == (width != 80)  # of the validation: it makes room for the difference
     assert "…" not in text
     assert all(len(line) <= width for line in text.splitlines() if line[:1] in "┏┃│┗└")
+    assert ("-2.50 [-3.74, -1.26]" in text) == (width >= 80)  # what a comparison is for
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 130, 400])
+def test_what_is_said_below_the_table_is_of_columns_that_are_shown(tmp_path: Path, width: int) -> None:
+    for name in ("rloo", "gaussian"):
+        for seed in range(2):
+            evaluations = None if name == "rloo" else 1.0
+            run = write_run(tmp_path / f"{name}{seed}", f"estimator={name}", seed=seed, test=100.0 + seed, nll=95.0,
+                            evaluations=evaluations)  # fmt: skip
+            environment = json.loads((run / "environment.json").read_text())
+            write_json(run / "environment.json", environment | {"threads": 1 + seed})
+    console = Terminal(width=width, record=True, file=io.StringIO())
+    show(compared(tmp_path), console)
+    text = console.export_text()
+    heads = [word.strip() for line in text.splitlines() if line.startswith("┃") for word in line.split("┃")]
+    assert ("NLL: importance" in " ".join(text.split())) == ("NLL" in heads)
+    for heading, words in {"evaluations": "Evaluations: how", "s/epoch": "Wall times"}.items():
+        assert (words in text) == (heading in heads)
+    assert ("Decoder evaluations were not" in text) == ("evaluations" in heads)
 
 
 def test_the_page_opens_with_tables_and_warnings_are_folded(sweep: Path) -> None:
@@ -527,6 +577,17 @@ def test_the_page_opens_with_tables_and_warnings_are_folded(sweep: Path) -> None
     assert all(f"start{index}" in page for index in range(5))
     assert re.search(r"\.scroll \{ overflow-x: auto;.*?\n.*gradient", page)
     assert "position: sticky" in page
+
+
+def test_what_is_the_same_in_all_runs_is_said_once_above_them(sweep: Path) -> None:
+    page = html(compared(sweep), [])
+    of_runs = page[page.index("Every run") :].partition("</table>")[0]
+    assert "<p>The same in all runs: step 36.0, epoch_seconds 2.0, train/relaxation_gap 1.0.</p>" in of_runs
+    assert re.findall(r'<th scope="col">([^<]*)', of_runs)[:4] == ["group", "seed", "folder", "decoder_evaluations"]
+    assert ">step<" not in of_runs
+    single = html(compared(sweep / "rloo-s0"), [])
+    assert ">step<" in single
+    assert "The same in all runs" not in single
 
 
 def test_the_terminal_gathers_what_was_left_out_and_what_to_know(sweep: Path) -> None:

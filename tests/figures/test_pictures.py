@@ -366,3 +366,19 @@ def test_an_audit_gives_each_estimator_a_row() -> None:
         assert [line.get_ydata()[0] for line in axes.lines] == [0, 1, 2]
         assert axes.get_tightbbox().x1 <= figure.bbox.x1  # no label is cut
     assert all(audited.get_suptitle() for audited in (figure, audit.simplex()))
+
+
+def test_no_estimators_bias_covers_another() -> None:
+    rows = [
+        {"estimator": name, "unbiased": name != "gumbel_softmax", "relative_bias": bias, "relative_bias_low": 0.0,
+         "relative_bias_high": bias + 0.1, "variance": 3.0}
+        for name, bias in (("gumbel_softmax", 0.4), ("rloo", 0.0), ("nvil", 0.0))
+    ]  # fmt: skip
+    figure = audit.bias_variance(rows)
+    style.render(figure)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["rloo", "nvil", "gumbel_softmax"]
+    for axes in figure.axes:
+        assert [line.get_ydata()[0] for line in axes.lines] == [0, 1, 2]
+        assert axes.get_tightbbox().x1 <= figure.bbox.x1
+    (intervals,) = figure.axes[0].collections
+    assert [segment[1][0] for segment in intervals.get_segments()] == pytest.approx([0.1, 0.1, 0.5])

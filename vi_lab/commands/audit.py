@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from vi_lab.build import build, build_estimator, instantiate
 from vi_lab.commands.launch import Abort, launch
@@ -126,7 +126,7 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
     if config.audit.warmup and not others:
         terminal.say("learned baselines adapt on the images that are measured: audit.batch leaves no others")
     bench = Bench(model.to(device), x, config.objective.get("beta", 1.0), others)
-    columns = (Words("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (Words("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         audit = Audit(bench, config.audit, config.seed, terminal, progress)
         try:
@@ -239,13 +239,20 @@ class Audit:
 
             settings = self.settings
             task = self.progress.add_task(f"reference of the {_target(multi_sample)}", total=None)
+
+            def show(draws: int, error: float) -> None:
+                wanted = draws * (error / settings.reference_error) ** 2  # as the error falls with the draws
+                total = max(draws, min(wanted, settings.reference_draws))
+                words = f"reference, relative error {error:.3f}"
+                self.progress.update(task, description=words, completed=draws, total=round(total))
+
             seed_noise(self.bench.x.device, self.seed, NOISE, 0)
             self.references[multi_sample] = self.bench.reference(
                 multi_sample,
                 settings.max_states,
                 settings.reference_error,
                 settings.reference_draws,
-                lambda error: self.progress.update(task, description=f"reference, relative error {error:.3f}"),
+                show,
             )
             self.progress.remove_task(task)
         return self.references[multi_sample]
@@ -274,6 +281,8 @@ class Audit:
         print_tables(self.terminal, HEADINGS, [(title, rows_of_logits(self.rows))], "audit.csv has them")
         for multi, reference in self.references.items():
             error = f", relative standard error {reference.error:.2g}" if reference.error else ""
+            if reference.error > (wanted := self.settings.reference_error):
+                error += f" (wanted {wanted:g}: raise audit.reference_draws={self.settings.reference_draws})"
             self.terminal.say(f"reference for the {_target(multi)}: {reference.how}{error}")
         if interrupted:
             self.terminal.say("interrupted: what was measured is written")

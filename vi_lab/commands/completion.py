@@ -36,12 +36,15 @@ BASH = r"""_vi_lab() {
 }
 complete -o nospace -F _vi_lab vi-lab
 """
+ZSH = """(( $+functions[compdef] )) || { autoload -U compinit && compinit; }
+autoload -U +X bashcompinit && bashcompinit
+"""
 FISH = r"""complete -c vi-lab -e
 complete -c vi-lab -f -a '(COMP_LINE=(commandline -cp) vi-lab -sc query=fish 2>/dev/null </dev/null)'
 """
 SCRIPTS = {
     "install=bash": BASH,
-    "install=zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BASH}",
+    "install=zsh": ZSH + BASH,
     "install=fish": FISH,
     "uninstall=bash": "complete -r vi-lab; unset -f _vi_lab\n",
     "uninstall=zsh": "compdef -d vi-lab; unset -f _vi_lab\n",

@@ -15,7 +15,7 @@ from vi_lab.commands.launch import Abort, launch
 from vi_lab.comparison.groups import group_labels, run_labels, seed_of
 from vi_lab.comparison.stats import mean_and_error
 from vi_lab.config import plain, read_arguments
-from vi_lab.console import Heading, Terminal, image_bar, make_console, print_tables
+from vi_lab.console import Heading, Terminal, image_bar, make_console, number, print_tables
 from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.run import Run, find_runs
@@ -155,7 +155,7 @@ def _value(metrics: dict[str, float], name: str, digits: int = 2) -> str:
     value, error = metrics.get(name), metrics.get(f"{name}_error", math.nan)
     if value is None:
         return ""
-    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+    return number(value, f".{digits}f") + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def show(terminal: Terminal, runs: list[Run], reports: list[dict[str, Any]]) -> None:
@@ -260,4 +260,4 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 def _plain(metrics: dict[str, float], name: str, digits: int = 2) -> str:
-    return f"{metrics[name]:.{digits}f}" if name in metrics else ""
+    return number(metrics[name], f".{digits}f") if name in metrics else ""

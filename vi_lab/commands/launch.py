@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vi_lab.adapters.hydra import start
 from vi_lab.commands.help import help_text
 from vi_lab.commands.resume import check_folders
-from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_subdir
+from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_keys, swept_subdir
 from vi_lab.console import load
-from vi_lab.errors import UserError, printable
+from vi_lab.errors import UserError, nearby, printable
 from vi_lab.runs.files import CONFIG_FILE, claim
 from vi_lab.runs.trust import check_loggers, check_targets, trusting
 from vi_lab.schema import CONFIG_DIR
@@ -84,7 +84,9 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")
     with nullcontext(Path(HydraConfig.get().sweep.dir)) if resuming else _own_folder("train", arguments) as sweep:
         try:
-            print(f"{len(configs)} job{'s' * (len(configs) != 1)} below {printable(sweep)}", flush=True)
+            print(f"{len(configs)} job{'s' * (len(configs) != 1)} below {printable(nearby(sweep))}", flush=True)
+            if note := _swept_in_vain(configs, arguments.overrides):
+                print(note, flush=True)
             with StopSweep(sweep), sweeping(len(configs)):
                 hand_over("train", task, arguments)
         finally:
@@ -95,6 +97,19 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
                 with trusting(configs):
                     summarize(sweep)
     return 0
+
+
+def _swept_in_vain(configs: list[dict], overrides: list[str]) -> str:
+    """The note that some estimators of a sweep over temperatures or their schedules have none; empty where all have."""
+    keys = [key for key in swept_keys(overrides) if key.partition(".")[0] in ("temperature", "schedule")]
+    without = dict.fromkeys(
+        printable(config["name"])
+        for config in configs
+        if config["estimator"]["_target_"].startswith("vi_lab.") and "temperature" not in config["estimator"]
+    )
+    if not keys or not without:
+        return ""
+    return f"note: without a temperature: {', '.join(without)}; jobs that differ in {', '.join(keys)} only are the same"
 
 
 def checked(name: str, arguments: argparse.Namespace) -> list[dict]:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from vi_lab.config import explain, parse_values, plain, put_values, quote, resolved, split_sweep, swept_keys
-from vi_lab.errors import UserError, printable
+from vi_lab.errors import UserError, nearby, printable
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
 from vi_lab.runs.trust import check_loggers, check_stored, read_yaml, refuse_links
@@ -50,7 +50,8 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
     check_accelerators([plain(config)], multirun=False)
     if completed(folder, config) is not None:
         epochs = Run(folder).config.trainer.max_epochs
-        print(f"{printable(folder)} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
+        name = printable(nearby(folder))
+        print(f"{name} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
         return
     execute(config, folder, resume=True)
 

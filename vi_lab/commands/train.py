@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from vi_lab.arguments import unquote
 from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
 from vi_lab.config import only_asks, read_arguments, swept_keys
-from vi_lab.errors import UserError, ViLabError, one_line, printable
+from vi_lab.errors import UserError, ViLabError, complain, nearby, one_line, printable
 from vi_lab.runs.trust import read_yaml
 from vi_lab.training.execution import execute
 from vi_lab.training.sweep import standing, time_left
@@ -48,7 +47,7 @@ def task(config: DictConfig) -> float:
     label = f"{standing(of_hydra.job.num)}: " if sweep else ""
     try:
         if resume and (done := completed(folder, stored_config(folder, config))) is not None:
-            print(printable(f"{label}{folder.name if sweep else folder} is completed"))
+            print(printable(f"{label}{folder.name if sweep else nearby(folder)} is completed"))
             return done
         if sweep:
             print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir), of_hydra.job.num)}"), flush=True)
@@ -61,7 +60,7 @@ def task(config: DictConfig) -> float:
             workers=of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
             label=label,
             bar=not parallel,
-            resume=resume,
+            resume=resume and (folder / "status.json").is_file(),  # a job that is new has nothing to go on from
             hint=Path(of_hydra.sweep.dir) if sweep else None,
             swept=_swept(Path(of_hydra.sweep.dir), words) if sweep else {},
         )
@@ -69,7 +68,7 @@ def task(config: DictConfig) -> float:
     except BaseException as error:
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
             name = f"{standing(of_hydra.job.num)} ({printable(folder.name)})"
-            print(f"vi-lab train: {name} failed: {one_line(error)}", file=sys.stderr)
+            complain(f"vi-lab train: {name} failed: {one_line(error)}")
             failed = UserError if isinstance(error, UserError) else ViLabError
             raise failed(f"{name} has failed, as said above") from error
         raise Abort(error) from None

@@ -101,16 +101,22 @@ def latex(comparison: Comparison) -> str:
     )
 
 
+def _without_same(rows: pandas.DataFrame) -> tuple[pandas.DataFrame, str]:
+    """Rows without the columns that are the same in all of several, and these in a sentence."""
+    same = [name for name in rows if len(rows) > 1 and rows[name].nunique() == 1]
+    known = ", ".join(f"{name} {value}" for name in same if (value := rows[name].iloc[0]) != "")
+    return rows.drop(columns=same), f"The same in all runs: {known}." if known else ""
+
+
 def html(comparison: Comparison, figures: list[Curves]) -> str:
     """One file: tables, notes, left-out runs, curves as SVG, pictures. No script, nothing from elsewhere."""
     settings = differing(comparison.groups)
     runs = run_rows(comparison).astype(object)
-    tables = {"Every run": runs.where(runs.notna(), "")}
+    tables = [("Every run", *_without_same(runs.where(runs.notna(), "")))]
     if settings:
         names = [group.name for group in comparison.groups]
-        tables["Settings in which the groups differ"] = pandas.DataFrame(
-            [[key, *values] for key, values in settings.items()], columns=["setting", *names]
-        )
+        rows = [[key, *values] for key, values in settings.items()]
+        tables.append(("Settings in which the groups differ", pandas.DataFrame(rows, columns=["setting", *names]), ""))
     return _render(
         "page.html.j2",
         comparison,

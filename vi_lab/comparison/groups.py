@@ -51,6 +51,11 @@ class Record:
         """What pairs runs."""
         return seed_of(self.run)
 
+    @property
+    def notes(self) -> str:
+        """The user's own words, on one line, which may be a stranger's: escaped. Empty where there are none."""
+        return printable(" ".join(str(self.run.settings.get("notes") or "").split()))
+
     def environment(self, *path: str) -> Any:
         """A value of environment.json; "unknown" where it is not there."""
         node: Any = self.run.environment
@@ -127,6 +132,11 @@ class Group:
         kind = str(self.settings["latent._target_"]).rpartition(".")[2]
         sizes = [str(self.settings[f"latent.{k}"]) for k in ("variables", "classes", "dim") if f"latent.{k}" in self]
         return printable(f"{kind} {'x'.join(sizes)}")
+
+    @property
+    def notes(self) -> str:
+        """Those of its runs, each once."""
+        return "; ".join(dict.fromkeys(record.notes for record in self.records if record.notes))
 
     def __contains__(self, setting: str) -> bool:
         return setting in self.settings

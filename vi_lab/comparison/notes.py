@@ -26,6 +26,8 @@ class Note(NamedTuple):
     text: str
     section: str = ""
     """The title of the table that it is about, where there are several."""
+    column: str = ""
+    """What comparison.csv calls the column that it is about, where it is about one."""
 
 
 class _Names:
@@ -96,12 +98,13 @@ def notes(comparison: Comparison, most: int | None = None) -> Iterator[Note]:
         for key, word in (("samples", "samples K per image"), ("images", "test images")):
             if spread := names.spread([g for g in groups if len(g.metric("test/nll"))], _likelihood(key)):
                 text = f"The NLL was estimated with different {word} ({spread}): fewer samples give a larger value."
-                yield Note(f"Different {word}", text)
+                yield Note(f"Different {word}", text, column="test/nll")
     if spread := names.spread(groups, _environment("processor", "device", "threads")):
-        yield Note("Wall times", f"Wall times come from different machines or numbers of threads ({spread}).")
+        text = f"Wall times come from different machines or numbers of threads ({spread})."
+        yield Note("Wall times", text, column="epoch_seconds")
     if unknown := [g for g in groups if math.isnan(g.decoder_evaluations)]:
         text = f"Decoder evaluations were not recorded by {names(unknown)}: not in that column or figure."
-        yield Note("Decoder evaluations", text)
+        yield Note("Decoder evaluations", text, column="decoder_evaluations")
 
 
 def gathered(found: Iterable[Note]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from vi_lab.comparison.compare import compare
@@ -12,7 +11,7 @@ from vi_lab.comparison.groups import Comparison, LeftOut
 from vi_lab.comparison.notes import gathered, notes
 from vi_lab.comparison.tables import columns, explanation, group_rows, run_rows
 from vi_lab.console import Heading, Terminal, make_console, print_tables
-from vi_lab.errors import one_line, printable
+from vi_lab.errors import complain, nearby, one_line, printable
 from vi_lab.runs.files import write_text
 from vi_lab.runs.run import find_runs
 from vi_lab.runs.trust import inside
@@ -26,10 +25,11 @@ def show(comparison: Comparison, terminal: Terminal) -> None:
     chosen = columns(comparison)
     headings = [Heading(column.heading, column.numeric, column.priority) for column in chosen]
     tables = [(s.title, [[c.cell(s, group) for c in chosen] for group in s.groups]) for s in comparison.sections]
-    print_tables(terminal, headings, tables, "comparison.html and .csv have them")
-    for sentence in explanation(comparison):
+    shown = [chosen[i] for i in print_tables(terminal, headings, tables, "comparison.html and .csv have them")]
+    for sentence in explanation(comparison, shown):
         terminal.say(sentence, "dim")
-    for line in gathered(notes(comparison, FEW)):
+    about = {"", *(column.csv for column in shown)}
+    for line in gathered(note for note in notes(comparison, FEW) if note.column in about):
         terminal.say(f"! {line}", "yellow")
     kinds: dict[str, list[LeftOut]] = {}
     for run in comparison.left_out:
@@ -65,7 +65,7 @@ def publish(comparison: Comparison, folder: Path) -> None:
     terminal = make_console(width=400)
     show(comparison, terminal)
     write(comparison, folder)
-    terminal.say(f"Tables and curves: {printable(folder / 'comparison.html')}")
+    terminal.say(f"Tables and curves: {printable(nearby(folder / 'comparison.html'))}")
 
 
 def summarize(folder: Path) -> None:
@@ -79,4 +79,4 @@ def summarize(folder: Path) -> None:
         if any(run.state == "completed" for run in runs):
             publish(compare(runs), inside(folder, "comparison"))
     except Exception as error:  # the sweep's own success or failure stands
-        print(f"vi-lab train: no comparison of {printable(folder)}: {printable(one_line(error))}", file=sys.stderr)
+        complain(f"vi-lab train: no comparison of {printable(nearby(folder))}: {printable(one_line(error))}")

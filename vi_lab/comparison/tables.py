@@ -11,6 +11,7 @@ import pandas
 
 from vi_lab.comparison.groups import Comparison, Group, Section, differing
 from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error
+from vi_lab.console import number
 from vi_lab.errors import UserError, printable
 
 DIGITS = {"test/bits_per_dimension": 4, "test/active_units": 1}
@@ -18,14 +19,14 @@ METRICS = {
     "train/loss": ("train", 12),
     "train/loss_unrelaxed": ("unrelaxed", 10),
     "train/relaxation_gap": ("gap", 11),
-    "val/loss": ("val", 1),
+    "val/loss": ("val", 3),
     "test/loss": ("test", 0),
     "test/nll": ("NLL", 4),
     "test/bits_per_dimension": ("bits/dim", 13),
     "test/active_units": ("active units", 14),
 }
 """Their headings, and what a narrow terminal does without first: the largest."""
-COMPARED = {"test/loss": ("difference", 3), "test/nll": ("NLL-difference", 6)}
+COMPARED = {"test/loss": ("difference", 2), "test/nll": ("NLL-difference", 6)}
 """Metrics that are held against the reference: names and priorities of their differences."""
 LOWER_IS_BETTER = ("val/loss", "test/loss", "test/nll", "test/bits_per_dimension")
 
@@ -75,7 +76,7 @@ def _columns(comparison: Comparison) -> list[Column]:
     result = [
         Column("group", lambda _, g: g.name, numeric=False),
         Column("latent", lambda _, g: g.latent, 7, numeric=False),
-        Column("seeds", lambda _, g: str(len(g.seeds)), 2),
+        Column("seeds", lambda _, g: str(len(g.seeds)), 1),
     ]
     if comparison.selected:
         result.append(Column("tried", lambda _, g: str(1 + len(g.rivals)), 5, csv="settings_tried"))
@@ -105,13 +106,13 @@ def _difference_cell(metric: str) -> Callable[[Section, Group], str]:
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else ""
+    return number(value, form) if math.isfinite(value) else ""
 
 
 def _mean(mean: float, error: float, digits: int) -> str:
     if not math.isfinite(mean):
         return ""
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
+    return number(mean, f".{digits}f") + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
 def _difference(section: Section, group: Group, metric: str) -> str:
@@ -120,10 +121,10 @@ def _difference(section: Section, group: Group, metric: str) -> str:
         return "reference" if group is section.reference else ""
     if not difference.seeds:
         return "no common seed"
-    text = f"{difference.mean:+.2f}"
+    text = number(difference.mean, "+.2f")
     if difference.seeds == 1:
         return f"{text} (n=1)"
-    text += f" [{difference.low:.2f}, {difference.high:.2f}]"
+    text += f" [{number(difference.low, '.2f')}, {number(difference.high, '.2f')}]"
     unequal = len({tuple(g.seeds) for g in section.groups}) > 1
     return f"{text} (n={difference.seeds})" if unequal else text
 
@@ -188,9 +189,11 @@ def csv_text(value: str) -> str:
 
 
 def group_rows(comparison: Comparison) -> pandas.DataFrame:
-    """One row per group: means, standard errors, paired differences with intervals, settings, in full precision."""
+    """One row per group: means, standard errors, paired differences with intervals, settings, in full precision; and
+    notes, where a run has any."""
     metrics = _metrics(comparison)
     settings = differing(comparison.groups)
+    noted = any(group.notes for group in comparison.groups)
     rows = []
     for section in comparison.sections:
         for group in section.groups:
@@ -218,12 +221,14 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
                     row |= {f"{metric} {part}": value for part, value in zip(parts, difference, strict=True)}
             index = comparison.groups.index(group)
             row |= {csv_text(f"setting {key}"): csv_text(values[index]) for key, values in settings.items()}
+            row |= {"notes": csv_text(group.notes)} if noted else {}
             rows.append(row)
     return pandas.DataFrame(rows)
 
 
 def run_rows(comparison: Comparison) -> pandas.DataFrame:
-    """One row per run: seed, folder and every final metric."""
+    """One row per run: seed, folder, every final metric, and its notes where a run has any."""
+    noted = any(group.notes for group in comparison.groups)
     rows = [
         {
             "group": csv_text(group.name),
@@ -233,6 +238,7 @@ def run_rows(comparison: Comparison) -> pandas.DataFrame:
             "epoch_seconds": record.run.epoch_seconds,
             "decoder_evaluations": record.decoder_evaluations,
             **{metric: record.numbers.get(metric) for metric in _metrics(comparison)},
+            **({"notes": csv_text(record.notes)} if noted else {}),
         }
         for group in comparison.groups
         for record in group.records

@@ -32,25 +32,23 @@ def _point(index: int, row: dict) -> dict[str, Any]:
 
 
 def bias_variance(rows: list[dict]) -> Figure:
-    """Relative bias with its interval against variance. Biases within their noise sit at the left edge."""
-    figure, axes = chart(width=8, height=5)
+    """Relative bias with its interval and, beside it, the variance: an estimator to a row, the least bias on top.
+    Biases within their noise sit at the left edge, where in a plane they would cover each other."""
     floor = 1e-3
-    for index, row in enumerate(rows):
-        bias, low, high = (max(row[f"relative_bias{end}"], floor) for end in ("", "_low", "_high"))
-        axes.errorbar(
-            bias,
-            max(row["variance"], 1e-12),
-            xerr=[[bias - low], [high - bias]],
-            elinewidth=1,
-            **_point(index, row),
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(left=floor * 0.8)
-    axes.set_xlabel(f"relative bias, with 95 % interval (below {floor:g}: drawn at {floor:g})")
-    axes.set_ylabel("variance of the gradient (trace)")
-    axes.set_title("bias against variance, at q's logits; filled: unbiased by design", fontsize=10)
-    return side_legend(figure, axes)
+    looks = {row["estimator"]: _point(index, row) for index, row in enumerate(rows)}
+    rows = sorted(rows, key=lambda row: (max(row["relative_bias"], floor), row["variance"]))
+    figure, panels = chart(1, 2, width=8, height=1.3 + 0.22 * len(rows), sharey=True, width_ratios=[2, 1])
+    bias, low, high = ([max(row[f"relative_bias{end}"], floor) for row in rows] for end in ("", "_low", "_high"))
+    columns = (
+        Column(f"relative bias, with 95 % interval\n(below {floor:g}: drawn at {floor:g})", bias, True),
+        Column("variance of the gradient\n(trace)", [max(row["variance"], 1e-12) for row in rows], True),
+    )
+    styles = [looks[row["estimator"]] for row in rows]
+    panels[0].hlines(range(len(rows)), low, high, colors=[style["color"] for style in styles], linewidth=1.6)
+    dot_rows(panels, [row["estimator"] for row in rows], columns, styles)
+    panels[0].set_xlim(left=floor * 0.8)
+    figure.suptitle("bias and variance, at q's logits; filled: unbiased by design", fontsize=10)
+    return figure
 
 
 def error_cost(rows: list[dict]) -> Figure:

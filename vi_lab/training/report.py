@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from vi_lab.console import Heading, Terminal, print_tables
+from vi_lab.console import Heading, Terminal, number, print_tables
 
 SPLITS = ("train", "val", "test")
 
@@ -67,4 +67,4 @@ def _cell(value: float | None, unit: str, error: float) -> str:
     if value is None:
         return ""
     form = DIGITS.get(unit, ".4g")
-    return format(value, form) + ("" if math.isnan(error) else f" ± {format(error, form)}")
+    return number(value, form) + ("" if math.isnan(error) else f" ± {format(error, form)}")

@@ -16,7 +16,7 @@ from vi_lab.adapters.lightning import complaints, signals_are_ours
 from vi_lab.audit import decoder_evaluations
 from vi_lab.build import build
 from vi_lab.console import duration, image_bar, make_console
-from vi_lab.errors import Interrupted, UserError, printable
+from vi_lab.errors import Interrupted, UserError, nearby, printable
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
@@ -138,7 +138,7 @@ class Session:
         if not self.resume:
             return None
         checkpoint = rewind(self.folder, self._fits, self.voice.say, main_process())
-        self.voice.say(f"goes on from {checkpoint}" if checkpoint else "no checkpoint yet: begins anew")
+        self.voice.say(f"goes on from {nearby(checkpoint)}" if checkpoint else "no checkpoint yet: begins anew")
         return checkpoint
 
     def _fits(self, checkpoint: dict[str, Any]) -> None:
@@ -217,8 +217,8 @@ class Session:
         """What came out, and where to look."""
         self.voice.detail(lambda terminal: report(terminal, final))
         seconds = duration(time.perf_counter() - self.started)
-        self.voice.detail(f"{seconds} in all. Run folder: {self.folder}")
-        self.voice.detail(f"Curves: vi-lab board {shlex.quote(str(self.folder))}")
+        self.voice.detail(f"{seconds} in all. Run folder: {nearby(self.folder)}")
+        self.voice.detail(f"Curves: vi-lab board {shlex.quote(str(nearby(self.folder)))}")
         if self.voice.label:
             losses = [f"{name} {final[name]:.2f}" for name in ("val/loss", "test/loss", "test/nll") if name in final]
             self.voice.say(f"{'  '.join(losses)}  nats  ({seconds})")

@@ -90,6 +90,7 @@ def work(job: Callable[[], float]) -> float:
         for number in {*Stop.signals} - {signal.SIGTERM}:  # a terminal sends Ctrl-C and SIGHUP to all
             signal.signal(number, signal.SIG_IGN)
         Stop.signals = (signal.SIGTERM,)  # by which the parent says when to stop
+        Interrupted.of_worker = True
         threading.Thread(target=_follow, args=(_Worker.parent,), daemon=True).start()
     if _Worker.stopped is not None:
         raise _Worker.stopped
