@@ -5,9 +5,9 @@ checkpoint. The tutorial's has the same evaluations, and no record. They take tu
 where the config has that key. `experiment=seed_gumbel` unless the overrides name another experiment.
 
 Below, where the milliseconds of a step of vi_lab go. Training, evaluation and checkpoint are timed in the epochs above
-by a callback. The parts of a step are timed in a loop of their own, and matrix products are recorded and repeated
-alone (see benchmarks/parts.py); "Lightning and callbacks" is what remains of the time of training. Pictures are drawn
-once, and count by how often the config wants them.
+by a callback. The parts of a step are timed in a loop of their own, which takes turns too; matrix products are recorded
+and repeated alone (see benchmarks/parts.py). "Lightning and callbacks" is what remains of the time of training.
+Pictures are drawn once, and count by how often the config wants them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.common import Options, Result, compose, ms, now, ratio, take_turns
 from benchmarks.loops import Fit, tutorial
-from benchmarks.parts import pieces
+from benchmarks.parts import Parts
 from vi_lab.training.pictures import Pictures
 
 ROUNDS, STEPS, ESTIMATORS = 5, 200, ()
@@ -34,7 +34,9 @@ def measure(options: Options) -> Result:
         compiled = config.copy()
         compiled.compile = True
         loops["vi_lab, compiled"] = Fit(compiled, options.scratch).epoch
-    times = take_turns(loops, options.rounds)
+    taken = Parts(config, options.steps)
+    times = take_turns({**loops, "parts": taken.block}, options.rounds)
+    del times["parts"]
     steps, whole = eager.steps, statistics.median(times["vi_lab"])
 
     def row(name: str, seconds: float) -> list[str]:
@@ -45,7 +47,7 @@ def measure(options: Options) -> Result:
         if name != "tutorial":
             rows.append([f"tutorial / {name}", f"{ratio(times['tutorial'], times[name]):.2f}", "", ""])
     median = {name: statistics.median(part[name] for part in eager.rounds[1:]) for name in eager.rounds[0]}
-    found = pieces(config, options.steps)
+    found = taken.seconds()
     products = {name: found.pop(f"{name} products", 0.0) for name in ("forward", "unrelaxed loss", "backward")}
     parts = {"matrix products": sum(products.values())}
     parts |= {f"{name}, the rest": found.pop(name) - seconds for name, seconds in products.items()} | found

@@ -50,60 +50,81 @@ class Products(TorchDispatchMode):
             operation(*arguments, **options)
 
 
-def pieces(config: DictConfig, steps: int) -> dict[str, float]:
-    """Seconds per step of each part, medians over `steps` steps: loader, noise, forward, unrelaxed loss, metrics,
-    backward, optimizer; and of the matrix products within three of them, as "forward products" and so on."""
-    datamodule, model, device = made(config)
-    batches = forever(datamodule.train_dataloader())
-    optimizer = model.optimizer(model.parameters())
-    times: dict[str, list[float]] = defaultdict(list)
-    at = now()
+class Parts:
+    """Takes training steps to pieces.
 
-    def lap(name: str) -> None:
-        nonlocal at
-        times[name].append((end := now()) - at)
-        at = end
+    Args:
+        steps: in a block.
+    """
 
-    def backward(loss: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, config: DictConfig, steps: int) -> None:
+        self.datamodule, self.model, self.device = made(config)
+        self.batches = forever(self.datamodule.train_dataloader())
+        self.optimizer = self.model.optimizer(self.model.parameters())
+        self.steps = steps
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.at = now()
+        self.products = self._record()
+
+    def _record(self) -> dict[str, Products]:
+        """The matrix products of a step."""
+        products = {name: Products() for name in ("forward", "unrelaxed loss", "backward")}
+        x, _ = next(self.batches)
+        with products["forward"]:
+            q, nats = self.model.posterior(x), self.model.nats(x)
+            terms = self.model.objective(q, self.model.latent.prior(), nats, self.model.estimator, x)
+        if self.model.estimator.relaxed:
+            with products["unrelaxed loss"]:
+                self.model.objective.unrelaxed_given_kl(q, nats, terms.kl)
+        with products["backward"]:
+            (terms.loss.mean() + terms.control_loss).backward()
+        return products
+
+    def _lap(self, name: str) -> None:
+        self.times[name].append((end := now()) - self.at)
+        self.at = end
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
-    products = {name: Products() for name in ("forward", "unrelaxed loss", "backward")}
-    x, labels = next(batches)
-    with products["forward"]:
-        q, nats = model.posterior(x), model.nats(x)
-        terms = model.objective(q, model.latent.prior(), nats, model.estimator, x)
-    if model.estimator.relaxed:
-        with products["unrelaxed loss"]:
-            model.objective.unrelaxed_given_kl(q, nats, terms.kl)
-    with products["backward"]:
-        (terms.loss.mean() + terms.control_loss).backward()
+    def block(self) -> float:
+        """Do a block of steps in pieces; the seconds of one."""
+        start = now()
+        for step in range(self.steps):
+            self._step(step)
+        return (now() - start) / self.steps
 
-    for step in range(steps):
-        at = now()
-        x, labels = next(batches)
-        lap("loader")
-        seed_noise(device, 0, NOISE, 0, step, 0)
-        lap("noise")
+    def _step(self, step: int) -> None:
+        model = self.model
+        self.at = now()
+        x, labels = next(self.batches)
+        self._lap("loader")
+        seed_noise(self.device, 0, NOISE, 0, step, 0)
+        self._lap("noise")
         q, nats = model.posterior(x), model.nats(x)
         terms = model.objective(q, model.latent.prior(), nats, model.estimator, x)
         loss = terms.loss.mean() + terms.control_loss
-        lap("forward")
+        self._lap("forward")
         if model.estimator.relaxed:
             model.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean()
-        lap("unrelaxed loss")
-        backward(loss)
-        lap("backward")
-        optimizer.step()
-        lap("optimizer")
+        self._lap("unrelaxed loss")
+        self._backward(loss)
+        self._lap("backward")
+        self.optimizer.step()
+        self._lap("optimizer")
         loss = model.training_step((x, labels), step)
-        lap("training_step")
-        backward(loss)
-        optimizer.step()
-        at = now()
-        for name, recorded in products.items():
+        self._lap("training_step")
+        self._backward(loss)
+        self.optimizer.step()
+        self.at = now()
+        for name, recorded in self.products.items():
             recorded.repeat()
-            lap(f"{name} products")
-    found = {name: statistics.median(values) for name, values in times.items()}
-    found["metrics"] = found.pop("training_step") - found["noise"] - found["forward"] - found["unrelaxed loss"]
-    return found
+            self._lap(f"{name} products")
+
+    def seconds(self) -> dict[str, float]:
+        """Medians over all steps until now: loader, noise, forward, unrelaxed loss, metrics, backward, optimizer; and
+        of the matrix products within three of them, as "forward products" and so on."""
+        found = {name: statistics.median(values) for name, values in self.times.items()}
+        found["metrics"] = found.pop("training_step") - found["noise"] - found["forward"] - found["unrelaxed loss"]
+        return found

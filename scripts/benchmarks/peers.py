@@ -66,23 +66,17 @@ class Worker:
     """A loop in a child process: called, it does a block there and gives the seconds of a step."""
 
     def __init__(self, name: str, options: Options) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.peer_loops",
-                name,
-                str(options.steps),
-                str(options.scratch),
-                *options.overrides,
-            ],
-            env=surroundings(OMP_WAIT_POLICY="passive", JAX_PLATFORMS="cpu"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self.name, self.errors = name, options.scratch / f"{name}.errors"
+        words = [name, str(options.steps), str(options.scratch), *options.overrides]
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.peer_loops", *words],
+                env=surroundings(OMP_WAIT_POLICY="passive", JAX_PLATFORMS="cpu"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
 
     def __enter__(self) -> Worker:
         return self
@@ -97,5 +91,5 @@ class Worker:
             print(file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise ViLabError(f"{self.name} has failed; to see why: python -m benchmarks.peer_loops {self.name} 1 /tmp")
+            raise ViLabError(f"{self.name} has failed: {self.errors.read_text()[-500:]}")
         return float(answer)
