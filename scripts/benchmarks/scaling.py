@@ -11,6 +11,7 @@ import statistics
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from omegaconf import DictConfig
 
 from benchmarks.common import Loop, Options, Result, compose, now, take_turns
@@ -83,8 +84,14 @@ def figure(curves: dict[tuple[str, str], tuple[list[int], list[float]]]) -> Figu
             values, seconds = curves[name, axis]
             if len(values) > 1:
                 axes.loglog(values, [1e3 * each for each in seconds], label=name, markersize=4, **look(index, name))
+        shown = sorted({value for name in names for value in curves[name, axis][0]})
+        axes.set_xticks(shown, map(str, shown))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(axis)
         axes.grid(alpha=0.3)
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[0].yaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel("ms per step")
     handles = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     drawn.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=7)
