@@ -113,7 +113,7 @@ def ms(seconds: float) -> str:
 
 def now() -> float:
     """Seconds of a clock, once the device has done what it was told."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # `is_available` would open a library of the driver at each call
         torch.cuda.synchronize()
     return time.perf_counter()
 
