@@ -8,16 +8,9 @@ PyTorch and work in a notebook, `vi_lab.models` are LightningModules, `vi_lab.cl
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from vi_lab.version import __version__
-
-# A thread of torch's that waits for the others spins by default, which starves them where another process has a core: a
-# step can take fifty times as long. Waiting asleep costs next to nothing where the machine is idle. GNU's and Intel's
-# libraries read this when torch loads them, and so do the processes that this one starts.
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & set(os.environ):
-    os.environ |= {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 if TYPE_CHECKING:
     from vi_lab import (

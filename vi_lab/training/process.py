@@ -52,6 +52,8 @@ def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = 
     """
     import torch
 
+    from vi_lab.training.waiting import watch_cores
+
     # Adam's first moments of dead units decay into denormal numbers, which cost half the speed after some 650 steps.
     # Worker threads inherit the setting from the thread that starts them, so it comes first.
     torch.set_flush_denormal(True)
@@ -59,6 +61,7 @@ def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = 
     workers = cores if workers < 0 else workers
     count: int = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
     torch.set_num_threads(count)
+    watch_cores(count)
     kind = config.accelerator.accelerator
     if kind in ("gpu", "cuda") or (kind == "auto" and torch.cuda.is_available()):
         return "cuda", count
