@@ -91,8 +91,8 @@ def test_an_own_latent_needs_no_more_than_torch_knows() -> None:
 def test_own_draws_are_of_the_distribution() -> None:
     q = FullGaussian(2).double().posterior(torch.randn(3, 6, dtype=torch.float64))
     generator = torch.Generator().manual_seed(1)
-    z = distributions.draw(q, ROWS, generator)
-    assert not torch.equal(z, distributions.draw(q, ROWS, generator))
+    z = distributions.sample(q, ROWS, generator)
+    assert not torch.equal(z, distributions.sample(q, ROWS, generator))
     for image in range(3):
         assert worst(z[:, image], q.mean[image]) < THRESHOLD
         deviation = z[:, image] - q.mean[image]

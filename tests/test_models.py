@@ -7,9 +7,11 @@ import functools
 import lightning
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support import small_vae
+from tests.support import ESTIMATORS, config, small_vae
 from vi_lab import latents
+from vi_lab.build import build
 from vi_lab.data import MNISTDataModule
 from vi_lab.estimators import RLOO, Pathwise
 
@@ -57,3 +59,42 @@ def test_model_errors() -> None:
     model.optimizer = None
     with pytest.raises(ValueError, match="VAE was made without an optimizer"):
         model.configure_optimizers()
+
+
+HOST = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero")
+
+
+class HostCopies(TorchDispatchMode):
+    """Collects the operations that read a value on the host, or whose shape depends on values: on a GPU each would wait
+    for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        if str(operation).startswith(HOST):
+            self.seen.append(str(operation))
+        return operation(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_training_step_reads_nothing_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("cpu", "numpy", "tolist"):
+        monkeypatch.setattr(torch.Tensor, method, lambda self: pytest.fail("a copy to the host"))
+    _, model = build(config(f"estimator={name}"))
+    optimizer = model.optimizer(model.parameters())
+    x = torch.rand(4, 1, 28, 28)
+    for step in range(2):  # the optimizer makes its state in the first
+        with HostCopies() as copies:
+            loss = model.training_step((x, torch.zeros(4)), step)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert copies.seen == []
+
+
+def test_host_copies_are_seen() -> None:
+    with HostCopies() as copies:
+        torch.ones(2).sum().item()
+    assert len(copies.seen) == 1

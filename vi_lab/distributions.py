@@ -101,7 +101,7 @@ def logistic_like(x: Tensor, samples: int) -> Tensor:
 
 def one_hot_argmax(x: Tensor) -> Tensor:
     """One-hot of the largest entry along the last axis, in x's shape and dtype."""
-    return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
+    return torch.zeros_like(x).scatter(-1, x.argmax(-1, keepdim=True), 1.0)
 
 
 def standard_noise(q: Distribution, samples: int) -> Tensor:
@@ -357,7 +357,7 @@ def enumerate_support(q: Distribution) -> Tensor:
     index = torch.arange(classes**variables, device=b.logits.device)
     digits = index[:, None] // classes ** torch.arange(variables, device=index.device) % classes  # (N, L)
     if isinstance(b, OneHotCategorical):
-        return F.one_hot(digits, classes).to(b.logits.dtype)
+        return (digits.unsqueeze(-1) == torch.arange(classes, device=digits.device)).to(b.logits.dtype)
     return digits.to(b.logits.dtype)
 
 

@@ -10,5 +10,6 @@ MEASUREMENTS = {
     "end": "what follows training in a run of ten epochs",
     "startup": "from the shell to the first training step",
     "peers": "the same Gaussian VAE trained by other libraries",
+    "stacked": "runs trained as one stack against the same runs one after the other",
 }
 """What can be measured, and in a line what it is."""

@@ -60,8 +60,8 @@ class MovingAverage(Baseline):
         # weight is 0 only before the first update, where total is 0 too
         baseline = self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
         if self.training:
-            self.total.lerp_(cost.mean().to(self.total.dtype), 1 - self.decay)
-            self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+            self.total.mul_(self.decay).add_(cost.mean().to(self.total.dtype), alpha=1 - self.decay)
+            self.weight.mul_(self.decay).add_(1 - self.decay)
         return baseline.to(cost.dtype)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.nn import functional as F
 
 from vi_lab.distributions import categorical, gumbel_like, one_hot_argmax, sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
@@ -59,7 +58,8 @@ class RaoBlackwellReinforce(GradientEstimator):
         """Per variable the top categories with their probabilities, then a draw of the rest, if there is one, with all
         of theirs."""
         top = logits.topk(k).indices  # (B, L, k)
-        one_hot = F.one_hot(top, logits.shape[-1]).to(logits.dtype).movedim(2, 0)  # (k, B, L, C)
+        classes = torch.arange(logits.shape[-1], device=logits.device)
+        one_hot = (top.movedim(-1, 0).unsqueeze(-1) == classes).to(logits.dtype)  # (k, B, L, C)
         values = one_hot.unsqueeze(1).expand(-1, self.samples, -1, -1, -1)
         weights = (one_hot * logits.exp()).sum(-1).unsqueeze(1)  # (k, 1, B, L)
         if k < logits.shape[-1]:
