@@ -57,6 +57,16 @@ def test_the_signal_to_noise_has_no_floor() -> None:
     assert moments.measure().signal_to_noise == pytest.approx(0.006, abs=0.002)  # 1 / sqrt(1000) = 0.032
 
 
+def test_much_noise_is_not_taken_for_no_bias() -> None:
+    """However low the estimate falls: with a mean error of some 9 in 1000 draws, a bias below 1 cannot be excluded."""
+    exact = torch.ones(10, dtype=torch.float64)
+    for seed in range(100):
+        moments = Moments(exact, 1000)
+        noise = torch.randn(1000, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        moments.add(exact + 100 * noise)
+        assert moments.measure().relative_bias_high > 1
+
+
 def test_the_interval_covers_as_often_as_it_says() -> None:
     torch.manual_seed(0)
     exact = torch.ones(10, dtype=torch.float64)

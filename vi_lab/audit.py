@@ -130,7 +130,8 @@ class Moments:
         return Measurement(
             math.sqrt(max(relative(squared_bias) ** 2 - reference_error**2, 0.0)),
             max(relative(squared_bias - T_QUANTILE * standard) - 2 * reference_error, 0.0),
-            relative(squared_bias + T_QUANTILE * standard) + 2 * reference_error,
+            # a square is not negative, however its estimate falls: much noise is never taken for no bias
+            relative(max(squared_bias, 0.0) + T_QUANTILE * standard) + 2 * reference_error,
             variance,
             math.sqrt(max(squared_mean, 0.0) / variance) if variance > 0 else math.inf,
             torch.cat(self.cosines).double().mean().item(),
