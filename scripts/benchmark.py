@@ -36,7 +36,9 @@ def read(argv: list[str]) -> argparse.Namespace:
     )
     parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MEASUREMENTS, metavar="NAME", help="what to measure")
-    parser.add_argument("overrides", nargs="*", help="for `vi-lab train`, such as data.root=FOLDER or data=digits")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for `vi-lab train`, such as data.root=FOLDER or data=digits"
+    )
     parser.add_argument("--rounds", type=int, help="blocks of each loop, taken in turn")
     parser.add_argument("--steps", type=int, help="training steps in a block; of `evaluation` the images")
     parser.add_argument("--estimators", help="names between commas, where the measurement is of several")

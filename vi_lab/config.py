@@ -49,6 +49,8 @@ def explain(error: Exception, compose_without: Callable[[str], DictConfig] | Non
             hint = f"; use latent=categorical latent.variables={size[1]} latent.classes={size[2]}"
         return f"{group}={choice}: no such choice{nearest(choice, options)} (one of {', '.join(options)}){hint}"
     if found := re.search(r"Could not override '(.+?)'", text):
+        if "." in found[1] and found[1].split(".")[0] in OPEN and row(found[1]) is not None:
+            return f"there is no key {found[1]} yet; write +{found[1]}=VALUE to add it"
         return f"there is no key {found[1]}{_known_keys(found[1], compose_without) if compose_without else ''}"
     if found := re.search(r"Could not append to config\. An item is already at '(.+?)'", text):
         return f"+{found[1]}: the key is there already; leave out the +"

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
 
 from tests.support import ESTIMATORS, composed, config, train
 from tests.training.crash import crashed, unequal
 from vi_lab.build import build
 from vi_lab.commands.resume import resume_run
 from vi_lab.errors import UserError
+from vi_lab.estimators import Cost, Estimate, GumbelSoftmax
 from vi_lab.seeding import seed_noise
 from vi_lab.training.compilation import CompiledLosses
 from vi_lab.training.rehearsal import rehearse
@@ -66,5 +69,36 @@ def test_a_compiled_run_is_near_the_eager_one_and_resumes_to_the_last_bit(
 
 def test_no_compiler_is_said_before_there_is_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"compile=true: wanted a C\+\+ compiler, found none"):
+    with pytest.raises(UserError, match=r"compile=true: wanted a C\+\+ compiler, found no "):
+        rehearse([composed("data=digits", "estimator=rloo", "compile=true")])
+
+
+class OwnNoise(GumbelSoftmax):
+    def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        return super().forward(q, lambda z: cost(z + 0 * torch.rand(())), context)
+
+
+class ReadsAValue(GumbelSoftmax):
+    def forward(self, q: Distribution, cost: Cost, context: Tensor | None = None) -> Estimate:
+        estimate = super().forward(q, cost, context)
+        if estimate.loss.mean().item() > 1e9:
+            raise FloatingPointError
+        return estimate
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(OwnNoise, "draws random numbers elsewhere than by vi_lab.noise"), (ReadsAValue, "could not make one graph")],
+)
+def test_what_cannot_be_compiled_is_said_in_a_line(kind: type[GumbelSoftmax], message: str) -> None:
+    torch.compiler.reset()
+    _, model = build(config("estimator=gumbel_softmax"))
+    model.estimator = kind()
+    with pytest.raises(UserError, match=f"compile=true: .*{message}.*leave compile= out"):
+        CompiledLosses(model, backend="aot_eager")(torch.rand(4, 1, 28, 28), (0,))
+
+
+def test_the_compiler_that_torch_will_ask_for_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "ccache no-such-compiler")
+    with pytest.raises(UserError, match=r"found no no-such-compiler"):
         rehearse([composed("data=digits", "estimator=rloo", "compile=true")])

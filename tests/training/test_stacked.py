@@ -80,3 +80,36 @@ def test_a_stack_of_one_is_that_run_of_any_stack(name: str) -> None:
         one, _ = stacked(models(name)[run : run + 1], (rate,), x[:, run : run + 1])
         for key, tensor in {**one.parameters, **one.buffers}.items():
             assert torch.equal(tensor[0], {**whole.parameters, **whole.buffers}[key][run]), key
+
+
+def test_models_that_differ_in_a_setting_are_refused() -> None:
+    made = [build(config("estimator=rloo", f"estimator.samples={samples}"))[1] for samples in (2, 4)]
+    with pytest.raises(ValueError, match=r"models that differ in estimator\.samples cannot be stacked"):
+        Stack(made)
+
+
+def test_what_is_not_learned_does_not_move() -> None:
+    made = models("gumbel_softmax")
+    for model in made:
+        model.encoder.requires_grad_(False)
+    stack, _ = stacked(made, RATES, batches())
+    assert not any("encoder" in name for name in stack.parameters)
+    for name, weight in made[1].encoder.named_parameters():
+        assert torch.equal(stack.buffers[f"model.encoder.{name}"][1], weight)
+
+
+def test_adam_is_torchs() -> None:
+    """In float64, over as many steps as the bias of its averages matters."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 5, dtype=torch.float64), torch.randn(300, 3, 5, dtype=torch.float64)
+    rates = torch.tensor(RATES, dtype=torch.float64)
+    adam = StackedAdam({"w": start.clone()}, rates)
+    for gradient in gradients:
+        adam.step({"w": gradient})
+    for run, rate in enumerate(RATES):
+        weight = start[run].clone().requires_grad_()
+        alone = torch.optim.Adam([weight], lr=rate)
+        for gradient in gradients:
+            weight.grad = gradient[run]
+            alone.step()
+        torch.testing.assert_close(adam.parameters["w"][run], weight.detach(), rtol=1e-12, atol=1e-12)

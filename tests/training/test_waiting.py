@@ -77,6 +77,21 @@ assert product() == before
     subprocess.run([sys.executable, "-c", code], check=True, timeout=TIME_LIMIT, env=environment)
 
 
+def test_a_process_that_goes_on_with_one_thread_needs_no_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a sweep over `threads` does, in one process."""
+    seconds = iter(range(100))
+    monkeypatch.setattr(Watch, "_times", lambda self: (t := float(next(seconds)), 9 * t, t))  # others are busy
+    monkeypatch.setattr(waiting.Crowd, "_stay", lambda self: None)
+    watch = Watch(2, {0, 1})
+    watch.look()
+    assert watch.crowd is not None
+    monkeypatch.setattr(waiting.threading, "enumerate", lambda: [watch])
+    assert watch_cores(1) is watch
+    assert watch.crowd is None
+    watch.look()
+    assert watch.crowd is None
+
+
 @linux
 def test_an_environment_that_says_how_to_wait_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch_cores(1) is None

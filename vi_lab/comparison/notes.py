@@ -155,7 +155,8 @@ def _section_notes(section: Section, comparison: Comparison, names: _Names) -> I
     if single:
         yield (
             "One seed only for some groups: no standard error and no interval",
-            f"One seed only: {names(single)}. There is no standard error and no interval.",
+            f"One seed only{f': {names(single)}' if len(single) < len(groups) else ''}. "
+            "There is no standard error and no interval.",
         )
     if len({tuple(group.seeds) for group in groups}) > 1:
         spread = names.listed([f"{g.name}: {names.listed(list(map(str, g.seeds)), ' ')}" for g in groups], "; ")

@@ -73,9 +73,10 @@ def columns(comparison: Comparison, wanted: Sequence[str] = ()) -> list[Column]:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
+    alike = len({group.latent for group in comparison.groups}) == 1
     result = [
         Column("group", lambda _, g: g.name, numeric=False),
-        Column("latent", lambda _, g: g.latent, 7, numeric=False),
+        Column("latent", lambda _, g: g.latent, 16 if alike else 7, numeric=False),
         Column("seeds", lambda _, g: str(len(g.seeds)), 1),
     ]
     if comparison.selected:

@@ -7,8 +7,11 @@ bit.
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import shutil
+import sys
 import time
 
 import lightning
@@ -17,15 +20,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from vi_lab.console import duration
-from vi_lab.errors import UserError
+from vi_lab.errors import UserError, one_line
 from vi_lab.models import VAE
 from vi_lab.noise import Tape
 from vi_lab.seeding import seed_noise
 from vi_lab.training.callbacks import vae
 from vi_lab.training.display import Voice
 
-COMPILERS = ("g++", "clang++", "c++", "cl")
-"""What torch.compile looks for, where the environment names none as CXX."""
+COMPILERS = {"darwin": "clang++", "win32": "cl"}
+"""What torch.compile looks for by system, where the environment names none as CXX; elsewhere g++."""
 
 
 def check_compilable(model: VAE) -> None:
@@ -39,8 +42,9 @@ def check_compilable(model: VAE) -> None:
             f"compile=true: {type(model.estimator).__name__} takes a derivative within its step, which "
             "torch.compile fails on or splits up; leave compile= out"
         )
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))):
-        raise UserError("compile=true: wanted a C++ compiler, found none; install g++ or clang, or leave compile= out")
+    *_, compiler = shlex.split(os.environ.get("CXX", "")) or [COMPILERS.get(sys.platform, "g++")]
+    if not shutil.which(compiler):
+        raise UserError(f"compile=true: wanted a C++ compiler, found no {compiler}; install one, or leave compile= out")
 
 
 class CompiledLosses:
@@ -49,14 +53,29 @@ class CompiledLosses:
     def __init__(self, model: VAE, backend: str = "inductor") -> None:
         self.model, self.names = model, [""]
         self.tapes: dict[torch.Size, Tape] = {}
-        self.function = torch.compile(self._losses, backend=backend, dynamic=False)
+        # one graph or none: in pieces it would be slower than without
+        self.function = torch.compile(self._losses, backend=backend, dynamic=False, fullgraph=True)
 
     def __call__(self, x: Tensor, seeds: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `VAE.losses` gives for x (B, *shape) with the noise of `seeds`."""
-        tape = self.tapes.get(x.shape) or self._record(x)
-        seed_noise(x.device, *seeds)
-        tape.draw()
-        loss, values = self.function(x, tape, tape.tensors)
+        """What `VAE.losses` gives for x (B, *shape) with the noise of `seeds`.
+
+        Raises:
+            UserError: the step cannot be compiled.
+        """
+        tape = self.tapes.get(x.shape)
+        if tape is not None:
+            seed_noise(x.device, *seeds)
+            tape.draw()
+            loss, values = self.function(x, tape, tape.tensors)
+        else:
+            tape = self._record(x, seeds)
+            try:
+                loss, values = self.function(x, tape, tape.tensors)
+            except Exception as error:  # whatever torch's compilers raise, at what they cannot do or find
+                raise UserError(
+                    f"compile=true: torch.compile could not make one graph of the step ({type(error).__name__}: "
+                    f"{one_line(error)[:200]}); leave compile= out"
+                ) from error
         return loss, dict(zip(self.names, values.unbind(), strict=True))
 
     def _losses(self, x: Tensor, tape: Tape, noise: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -64,15 +83,28 @@ class CompiledLosses:
             loss, values = self.model.losses(x)
         return loss, torch.stack(list(values.values()))
 
-    def _record(self, x: Tensor) -> Tape:
-        """Find out what a step draws, and leave moving averages as they were."""
+    def _record(self, x: Tensor, seeds: tuple[int, ...]) -> Tape:
+        """Find out what a step draws, draw it from `seeds`, and leave moving averages as they were."""
         tape = self.tapes[x.shape] = Tape()
         before = [buffer.clone() for buffer in self.model.buffers()]
+        seed_noise(x.device, *seeds)
         with tape.record():
             self.names = list(self.model.losses(x)[1])
         for buffer, value in zip(self.model.buffers(), before, strict=True):
             buffer.copy_(value)
+        after = _generator_state(x.device)
+        seed_noise(x.device, *seeds)
+        tape.draw()
+        if not torch.equal(after, _generator_state(x.device)):
+            raise UserError(
+                "compile=true: the step draws random numbers elsewhere than by vi_lab.noise, and a compiled one would "
+                "draw others; leave compile= out"
+            )
         return tape
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 class Compilation(Callback):
@@ -84,12 +116,13 @@ class Compilation(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Puts the compiled step in the place of the other."""
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a GPU that nobody asked for
         module = vae(pl_module)
         module.compiled = CompiledLosses(module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Announces the wait, and starts the clock."""
-        self.voice.say("compiling the step; the last digits will differ from those without compile=true")
+        self.voice.say("compiling the step, which Ctrl-C waits for; the last digits will differ from the eager ones")
         self.started = time.perf_counter()
 
     def on_train_batch_end(

@@ -29,6 +29,16 @@ class _Losses(nn.Module):
         return self.model.losses(x)
 
 
+def _settings(model: VAE) -> list[tuple[str, object]]:
+    """What a model's modules hold besides tensors, but for the seed: ("estimator.samples", 4), ..."""
+    return [
+        (f"{path}.{key}".lstrip("."), value)
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key != "seed" and isinstance(value, (bool, int, float, str))
+    ]
+
+
 class Stack:
     """N models as one.
 
@@ -37,9 +47,13 @@ class Stack:
 
     Raises:
         TypeError: their estimator takes a derivative within its step.
+        ValueError: they differ in a setting, which all would take from the first.
     """
 
     def __init__(self, models: Sequence[VAE]) -> None:
+        for model in models[1:]:
+            if differing := sorted(name for name, _ in set(_settings(model)) ^ set(_settings(models[0]))):
+                raise ValueError(f"models that differ in {', '.join(dict.fromkeys(differing))} cannot be stacked")
         if models[0].estimator.differentiates:
             name = type(models[0].estimator).__name__
             raise TypeError(f"{name} takes a derivative within its step, so its runs cannot be stacked")
@@ -50,8 +64,9 @@ class Stack:
         def stack(named: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             return {f"model.{name}": torch.stack([tensors[name].detach() for tensors in named]) for name in named[0]}
 
-        self.parameters = stack([dict(model.named_parameters()) for model in models])
-        self.buffers = stack([dict(model.named_buffers()) for model in models])
+        fixed = [name for name, parameter in models[0].named_parameters() if not parameter.requires_grad]
+        self.parameters = stack([{n: p for n, p in m.named_parameters() if n not in fixed} for m in models])
+        self.buffers = stack([{**{n: m.get_parameter(n) for n in fixed}, **dict(m.named_buffers())} for m in models])
         self.tape = Tape()
         self.noise: list[Tensor] = []
 
@@ -107,7 +122,7 @@ class StackedAdam:
         eps: float = 1e-8,
     ) -> None:
         self.parameters, self.lr, self.betas, self.eps = parameters, lr, betas, eps
-        self.steps = torch.zeros((), device=lr.device)
+        self.steps = torch.zeros((), dtype=torch.float64, device=lr.device)  # 1 - beta^t takes its digits
         self.means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
@@ -116,7 +131,7 @@ class StackedAdam:
         """One step along the gradients, (N, ...) each."""
         self.steps += 1  # a tensor, so that a captured graph counts too
         decay, decay_of_squares = self.betas
-        size = self.lr / (1 - decay**self.steps)  # (N,)
+        size = (self.lr / (1 - decay**self.steps)).to(self.lr)  # (N,)
         scale = (1 - decay_of_squares**self.steps).sqrt()
         for name, gradient in gradients.items():
             mean = self.means[name].lerp_(gradient, 1 - decay)

@@ -74,10 +74,15 @@ class Watch(threading.Thread):
         now = self._times()
         wall, busy, own = (after - before for after, before in zip(now, self.last, strict=True))
         self.last = now
-        wanted = (busy - own) / max(wall, 1e-3) > len(self.cores) - self.threads + MARGIN
-        if wanted and self.crowd is None:
+        others = (busy - own) / max(wall, 1e-3)
+        if self.threads < 2 or others < len(self.cores) - self.threads + MARGIN:
+            self.disperse()
+        elif self.crowd is None:
             self.crowd = Crowd(self.threads, len(self.cores))
-        elif not wanted and self.crowd is not None:
+
+    def disperse(self) -> None:
+        """Send the crowd away."""
+        if self.crowd is not None:
             self.crowd.leave.set()
             self.crowd = None
 
@@ -96,6 +101,7 @@ def watch_cores(threads: int) -> Watch | None:
     running = next((thread for thread in threading.enumerate() if isinstance(thread, Watch)), None)
     if running is not None:
         running.threads = threads
+        running.disperse()  # the next look calls one of the right size
         return running
     if threads < 2 or not sys.platform.startswith("linux") or any(name in os.environ for name in SET_BY_USERS):
         return None
