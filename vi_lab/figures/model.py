@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 IMAGES = 2000  # test images behind the statistics and scatter plots
+EMBEDDED = 1000  # of these, in t-SNE, whose time grows faster than their number
 
 
 @contextmanager
@@ -188,8 +189,9 @@ def pictures(
     yield from _gaussian(model, seen) if seen.states is None else _discrete(model, seen, seen.states)
     if final is not None and not (seen.states is None and seen.means.shape[1] == 2):
         what = "means" if seen.states is None or isinstance(model.latent, VQ) else "probabilities"
-        title = f"t-SNE of the posterior {what} of {len(seen.x)} test images (axes without unit)"
-        yield "tsne", charts.scatter(tsne(seen.means, model.seed).numpy(), seen.labels.cpu().numpy(), title)
+        points, labels = seen.means[:EMBEDDED], seen.labels[:EMBEDDED].cpu().numpy()
+        title = f"t-SNE of the posterior {what} of {len(points)} test images (axes without unit)"
+        yield "tsne", charts.scatter(tsne(points, model.seed).numpy(), labels, title)
 
 
 def _gaussian(model: VAE, seen: Encoded) -> Iterator[tuple[str, Figure]]:
