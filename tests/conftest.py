@@ -19,6 +19,11 @@ from tests.support import config, run, write_idx
 REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, or the others would wait for it at the end."""
+    items.sort(key=lambda item: "test_kill_test_script[15" not in item.name)
+
+
 @pytest.fixture
 def idx_data(tmp_path: Path) -> Path:
     return write_idx(tmp_path / "data")
