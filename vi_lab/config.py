@@ -259,10 +259,11 @@ def _refuse_key(flag: str, after: str, parser: Parser) -> None:
         after: the word behind it, perhaps its value.
     """
     name, _, value = flag.removeprefix("--").partition("=")
+    if not flag.startswith("--") or any(option.startswith(f"--{name}") for option in parser.options):
+        return
     key = name.replace("-", "_")
-    value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
-    known = row(key) is not None or key in _groups()
-    if flag.startswith("--") and known and not any(option.startswith(f"--{name}") for option in parser.options):
+    if row(key) is not None or key in _groups():
+        value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
         raise UserError(f"{flag} is no flag; write {key}={value}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import os
 import sys
 import time
@@ -93,14 +94,16 @@ def make_console(width: int = 140, **options: Any) -> Terminal:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def number(value: float, form: str) -> str:
+def number(value: float, form: str, error: float = math.nan) -> str:
     """A number as it stands in a table: what is rounded to zero has no sign of its own.
 
     Args:
         form: such as ".2f".
+        error: its standard error, put behind it; NaN where there is none.
     """
     text = format(value, form)
-    return text if float(text) else format(0.0, form)
+    text = text if float(text) else format(0.0, form)
+    return text if math.isnan(error) else f"{text} ± {format(error, form)}"
 
 
 class Heading(NamedTuple):

@@ -99,6 +99,11 @@ def logistic_like(x: Tensor, samples: int) -> Tensor:
     return gumbel_like(x, samples) - gumbel_like(x, samples)
 
 
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(*) -> (*, classes). `F.one_hot` reads the indices on the host, which waits for a GPU and cannot be batched."""
+    return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(dtype)
+
+
 def one_hot_argmax(x: Tensor) -> Tensor:
     """One-hot of the largest entry along the last axis, in x's shape and dtype."""
     return torch.zeros_like(x).scatter(-1, x.argmax(-1, keepdim=True), 1.0)
@@ -357,7 +362,7 @@ def enumerate_support(q: Distribution) -> Tensor:
     index = torch.arange(classes**variables, device=b.logits.device)
     digits = index[:, None] // classes ** torch.arange(variables, device=index.device) % classes  # (N, L)
     if isinstance(b, OneHotCategorical):
-        return (digits.unsqueeze(-1) == torch.arange(classes, device=digits.device)).to(b.logits.dtype)
+        return one_hot(digits, classes, b.logits.dtype)
     return digits.to(b.logits.dtype)
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
-from vi_lab.distributions import base, nearest_code, perplexity
+from vi_lab.distributions import base, nearest_code, one_hot, perplexity
 from vi_lab.estimators.base import Cost, GradientEstimator
 from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
@@ -290,8 +290,7 @@ class StraightThroughVAE(DiscreteVAE):
         if not isinstance(self.latent, VQ):
             return super().extra_metrics(q, terms)
         q = nearest_code(q, type(self).__name__)
-        codes = torch.arange(len(q.codebook), device=q.index.device)
-        usage = (q.index.unsqueeze(-1) == codes).float().mean((0, 1))  # (B, L, K) -> (K,)
+        usage = one_hot(q.index, len(q.codebook), torch.float32).mean((0, 1))  # (B, L, K) -> (K,)
         return {
             "code_perplexity": perplexity(usage),
             "quantization_error": (q.encoding - q.codes).square().sum((-1, -2)).mean(),

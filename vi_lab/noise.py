@@ -59,9 +59,9 @@ class Tape:
         with _use(self):
             yield
 
-    def draw(self) -> None:
-        """Draw the next numbers into `tensors`, in place: those that the computation would draw itself."""
-        for kind, tensor in zip(self.kinds, self.tensors, strict=True):
+    def draw(self, tensors: Sequence[Tensor] | None = None) -> None:
+        """Draw the next numbers, in place, into `tensors`, or into its own: those that the computation would draw."""
+        for kind, tensor in zip(self.kinds, self.tensors if tensors is None else tensors, strict=True):
             fill(kind, tensor)
 
     @contextmanager

@@ -36,12 +36,9 @@ def made(config: DictConfig) -> tuple[MNISTDataModule, VAE, torch.device]:
     return datamodule, model.to(device), device
 
 
-def bare(config: DictConfig, steps: int, unrelaxed: bool = True) -> Loop:
-    """The mathematics alone, on one batch that stays in place.
-
-    Args:
-        unrelaxed: with the loss at true samples, which vi_lab logs of estimators that relax; of the others it is known.
-    """
+def bare(config: DictConfig, steps: int) -> Loop:
+    """The mathematics alone, on one batch that stays in place: with the loss at true samples, which vi_lab logs of
+    estimators that relax; of the others it is known."""
     datamodule, model, _ = made(config)
     x, _ = next(iter(datamodule.train_dataloader()))
     optimizer = model.optimizer(model.parameters())
@@ -51,7 +48,7 @@ def bare(config: DictConfig, steps: int, unrelaxed: bool = True) -> Loop:
         for _ in range(steps):
             q, nats = model.posterior(x), model.nats(x)
             terms = model.objective(q, model.latent.prior(), nats, model.estimator, x)
-            if unrelaxed and model.estimator.relaxed:
+            if model.estimator.relaxed:
                 model.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean()
             optimizer.zero_grad(set_to_none=True)
             (terms.loss.mean() + terms.control_loss).backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from tests.support import ESTIMATORS, composed, config, train
 from tests.training.crash import crashed, unequal
 from vi_lab.build import build
 from vi_lab.commands.resume import resume_run
+from vi_lab.console import make_console
 from vi_lab.errors import UserError
 from vi_lab.estimators import Cost, Estimate, GumbelSoftmax
 from vi_lab.seeding import seed_noise
-from vi_lab.training.compilation import CompiledLosses
+from vi_lab.training.compilation import Compilation, CompiledLosses
+from vi_lab.training.display import Voice
 from vi_lab.training.rehearsal import rehearse
 
 NOT_COMPILED = ("muprop", "rebar", "relax")
@@ -71,6 +74,19 @@ def test_no_compiler_is_said_before_there_is_a_folder(monkeypatch: pytest.Monkey
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"compile=true: wanted a C\+\+ compiler, found no "):
         rehearse([composed("data=digits", "estimator=rloo", "compile=true")])
+
+
+class Own(GumbelSoftmax):
+    differentiates = True
+
+
+@needs_a_compiler
+def test_an_own_estimator_that_takes_a_derivative_is_refused() -> None:
+    """Which the rehearsal does not make, as it may need real numbers."""
+    _, model = build(config("estimator=gumbel_softmax"))
+    model.estimator = Own()
+    with pytest.raises(UserError, match="compile=true: Own takes a derivative within its step"):
+        Compilation(Voice(make_console(quiet=True))).on_fit_start(lightning.Trainer(logger=False), model)
 
 
 class OwnNoise(GumbelSoftmax):

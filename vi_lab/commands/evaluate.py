@@ -153,9 +153,7 @@ def _headline(metrics: dict[str, float]) -> str:
 
 def _value(metrics: dict[str, float], name: str, digits: int = 2) -> str:
     value, error = metrics.get(name), metrics.get(f"{name}_error", math.nan)
-    if value is None:
-        return ""
-    return number(value, f".{digits}f") + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+    return "" if value is None else number(value, f".{digits}f", error)
 
 
 def show(terminal: Terminal, runs: list[Run], reports: list[dict[str, Any]]) -> None:

@@ -113,7 +113,7 @@ def _number(value: float, form: str) -> str:
 def _mean(mean: float, error: float, digits: int) -> str:
     if not math.isfinite(mean):
         return ""
-    return number(mean, f".{digits}f") + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
+    return number(mean, f".{digits}f", error)
 
 
 def _difference(section: Section, group: Group, metric: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vi_lab.distributions import categorical, gumbel_like, one_hot_argmax, sample
+from vi_lab.distributions import categorical, gumbel_like, one_hot, one_hot_argmax, sample
 from vi_lab.estimators.base import Cost, Estimate, GradientEstimator
 from vi_lab.estimators.local_expectation import costs_of_replacements
 from vi_lab.estimators.surrogates import with_gradient_of
@@ -58,10 +58,9 @@ class RaoBlackwellReinforce(GradientEstimator):
         """Per variable the top categories with their probabilities, then a draw of the rest, if there is one, with all
         of theirs."""
         top = logits.topk(k).indices  # (B, L, k)
-        classes = torch.arange(logits.shape[-1], device=logits.device)
-        one_hot = (top.movedim(-1, 0).unsqueeze(-1) == classes).to(logits.dtype)  # (k, B, L, C)
-        values = one_hot.unsqueeze(1).expand(-1, self.samples, -1, -1, -1)
-        weights = (one_hot * logits.exp()).sum(-1).unsqueeze(1)  # (k, 1, B, L)
+        best = one_hot(top.movedim(-1, 0), logits.shape[-1], logits.dtype)  # (k, B, L, C)
+        values = best.unsqueeze(1).expand(-1, self.samples, -1, -1, -1)
+        weights = (best * logits.exp()).sum(-1).unsqueeze(1)  # (k, 1, B, L)
         if k < logits.shape[-1]:
             rest = logits.scatter(-1, top, -torch.inf)
             drawn = one_hot_argmax(rest + gumbel_like(rest, self.samples))  # (S, B, L, C)

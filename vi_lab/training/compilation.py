@@ -51,7 +51,8 @@ class CompiledLosses:
     """`VAE.losses` of one model, compiled for each shape of batch when it first comes."""
 
     def __init__(self, model: VAE, backend: str = "inductor") -> None:
-        self.model, self.names = model, [""]
+        self.model = model
+        self.names: list[str] = []
         self.tapes: dict[torch.Size, Tape] = {}
         # one graph or none: in pieces it would be slower than without
         self.function = torch.compile(self._losses, backend=backend, dynamic=False, fullgraph=True)
@@ -62,20 +63,21 @@ class CompiledLosses:
         Raises:
             UserError: the step cannot be compiled.
         """
-        tape = self.tapes.get(x.shape)
-        if tape is not None:
-            seed_noise(x.device, *seeds)
-            tape.draw()
+        new = x.shape not in self.tapes
+        if new:
+            self.tapes[x.shape] = self._record(x, seeds)
+        tape = self.tapes[x.shape]
+        seed_noise(x.device, *seeds)
+        tape.draw()
+        try:
             loss, values = self.function(x, tape, tape.tensors)
-        else:
-            tape = self._record(x, seeds)
-            try:
-                loss, values = self.function(x, tape, tape.tensors)
-            except Exception as error:  # whatever torch's compilers raise, at what they cannot do or find
-                raise UserError(
-                    f"compile=true: torch.compile could not make one graph of the step ({type(error).__name__}: "
-                    f"{one_line(error)[:200]}); leave compile= out"
-                ) from error
+        except Exception as error:  # whatever torch's compilers raise, at what they cannot do or find
+            if not new:
+                raise
+            raise UserError(
+                f"compile=true: torch.compile could not make one graph of the step ({type(error).__name__}: "
+                f"{one_line(error)[:200]}); leave compile= out"
+            ) from error
         return loss, dict(zip(self.names, values.unbind(), strict=True))
 
     def _losses(self, x: Tensor, tape: Tape, noise: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -84,8 +86,12 @@ class CompiledLosses:
         return loss, torch.stack(list(values.values()))
 
     def _record(self, x: Tensor, seeds: tuple[int, ...]) -> Tape:
-        """Find out what a step draws, draw it from `seeds`, and leave moving averages as they were."""
-        tape = self.tapes[x.shape] = Tape()
+        """Find out what a step draws, and leave moving averages as they were.
+
+        Raises:
+            UserError: it draws by something else than `vi_lab.noise`.
+        """
+        tape = Tape()
         before = [buffer.clone() for buffer in self.model.buffers()]
         seed_noise(x.device, *seeds)
         with tape.record():
@@ -118,6 +124,7 @@ class Compilation(Callback):
         """Puts the compiled step in the place of the other."""
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a GPU that nobody asked for
         module = vae(pl_module)
+        check_compilable(module)  # the rehearsal does not make classes of the user's own
         module.compiled = CompiledLosses(module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -125,14 +132,7 @@ class Compilation(Callback):
         self.voice.say("compiling the step, which Ctrl-C waits for; the last digits will differ from the eager ones")
         self.started = time.perf_counter()
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, *_: object, **__: object) -> None:
         """Says after the first step how long it took."""
         if self.started is not None:
             self.voice.say(f"compiled in {duration(time.perf_counter() - self.started)}")

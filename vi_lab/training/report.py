@@ -66,5 +66,4 @@ def _rows(final: Mapping[str, float], split: str) -> dict[str, float]:
 def _cell(value: float | None, unit: str, error: float) -> str:
     if value is None:
         return ""
-    form = DIGITS.get(unit, ".4g")
-    return number(value, form) + ("" if math.isnan(error) else f" ± {format(error, form)}")
+    return number(value, DIGITS.get(unit, ".4g"), error)

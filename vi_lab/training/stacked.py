@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from vi_lab.models import VAE
-from vi_lab.noise import Tape, fill
+from vi_lab.noise import Tape
 from vi_lab.seeding import seed_noise
 
 
@@ -29,14 +29,14 @@ class _Losses(nn.Module):
         return self.model.losses(x)
 
 
-def _settings(model: VAE) -> list[tuple[str, object]]:
+def _settings(model: VAE) -> set[tuple[str, object]]:
     """What a model's modules hold besides tensors, but for the seed: ("estimator.samples", 4), ..."""
-    return [
+    return {
         (f"{path}.{key}".lstrip("."), value)
         for path, module in model.named_modules()
         for key, value in vars(module).items()
         if not key.startswith("_") and key != "seed" and isinstance(value, (bool, int, float, str))
-    ]
+    }
 
 
 class Stack:
@@ -52,8 +52,8 @@ class Stack:
 
     def __init__(self, models: Sequence[VAE]) -> None:
         for model in models[1:]:
-            if differing := sorted(name for name, _ in set(_settings(model)) ^ set(_settings(models[0]))):
-                raise ValueError(f"models that differ in {', '.join(dict.fromkeys(differing))} cannot be stacked")
+            if differing := {name for name, _ in _settings(model) ^ _settings(models[0])}:
+                raise ValueError(f"models that differ in {', '.join(sorted(differing))} cannot be stacked")
         if models[0].estimator.differentiates:
             name = type(models[0].estimator).__name__
             raise TypeError(f"{name} takes a derivative within its step, so its runs cannot be stacked")
@@ -82,8 +82,7 @@ class Stack:
         """Draw the noise of each run's next step: what `seed_noise(device, seed, *values)` gives it alone."""
         for run, seed in enumerate(self.seeds):
             seed_noise(self.device, seed, *values)
-            for kind, tensor in zip(self.tape.kinds, self.noise, strict=True):
-                fill(kind, tensor[run])
+            self.tape.draw([tensor[run] for tensor in self.noise])
 
     def gradients(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Of all runs at once, with the noise that was drawn; moving averages move.
