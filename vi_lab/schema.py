@@ -118,6 +118,7 @@ class Mark(Flag):
     INCIDENTAL = auto()  # runs that differ in it are the same experiment, or repetitions of it
     SHOWN = auto()  # distinguishes runs in TensorBoard's table of hyperparameters
     FOLDER = auto()  # names a folder, which a shell completes
+    STACK = auto()  # runs that differ in it are trained as one stack
 
 
 class Key(NamedTuple):
@@ -127,7 +128,7 @@ class Key(NamedTuple):
     marks: Mark = Mark(0)
 
 
-RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN, FOLDER = Mark
+RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN, FOLDER, STACK = Mark
 _EVERYWHERE = RESUME | REPRODUCE | SWEEP | AUDIT | INCIDENTAL
 
 KEYS: dict[str, Key] = {
@@ -156,17 +157,17 @@ KEYS: dict[str, Key] = {
         ),
         INCIDENTAL | AUDIT,
     ),
-    "tags": Key(TAGS, RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN),
+    "tags": Key(TAGS, RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN | STACK),
     "notes": Key(
         Rule(lambda v: v is None or (isinstance(v, str) and len(v) <= 10_000), "a text of up to 10,000 characters"),
-        RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN,
+        RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN | STACK,
     ),
-    "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN),
+    "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN | STACK),
     # data
     "data.source": Key(TEXT, SHOWN),  # of the shipped data sets; see `check_parts`
     "data.root": Key(_text("a folder"), _EVERYWHERE | FOLDER),
     "data.download": Key(FLAG, _EVERYWHERE),
-    "data.seed": Key(SEED, INCIDENTAL),
+    "data.seed": Key(SEED, INCIDENTAL | STACK),
     "data.batch_size": Key(SIZE, SHOWN),
     "data.eval_batch_size": Key(SIZE),
     "data.validation": Key(_whole(0, 10**6)),
@@ -192,6 +193,7 @@ KEYS: dict[str, Key] = {
     "estimator.learn_temperature": Key(FLAG),
     "estimator.conditional": Key(FLAG),
     "estimator.backward_temperature": Key(_optional(POSITIVE)),
+    "estimator.temperature": Key(POSITIVE, STACK),
     "estimator.*temperature": Key(POSITIVE),
     "estimator.beta": Key(WEIGHT),
     "estimator.gap": Key(WEIGHT),
@@ -204,13 +206,13 @@ KEYS: dict[str, Key] = {
     "estimator.baseline.decay": Key(FRACTION),
     "estimator.baseline.hidden": Key(WIDTH),
     "estimator.baseline.normalize_variance": Key(FLAG),
-    "temperature": Key(POSITIVE, SHOWN),
-    "schedule.rate": Key(_between(0, 1e3), SHOWN),
-    "schedule.steps": Key(STEPS, SHOWN),
-    "schedule.interval": Key(STEPS, SHOWN),
-    "schedule.*": Key(POSITIVE, SHOWN),
+    "temperature": Key(POSITIVE, SHOWN | STACK),
+    "schedule.rate": Key(_between(0, 1e3), SHOWN | STACK),
+    "schedule.steps": Key(STEPS, SHOWN | STACK),
+    "schedule.interval": Key(STEPS, SHOWN | STACK),
+    "schedule.*": Key(POSITIVE, SHOWN | STACK),
     # the optimizer
-    "optimizer.lr": Key(LEARNING_RATE, SHOWN),
+    "optimizer.lr": Key(LEARNING_RATE, SHOWN | STACK),
     "optimizer.momentum": Key(FRACTION),
     "optimizer.weight_decay": Key(WEIGHT, SHOWN),
     "optimizer.betas": Key(BETAS),
@@ -266,6 +268,7 @@ KEYS: dict[str, Key] = {
     "figures_every_n_epochs": Key(_optional(STEPS), RESUME | INCIDENTAL),
     "projector": Key(FLAG, RESUME | INCIDENTAL),
     "compile": Key(FLAG),
+    "stack": Key(_optional(_whole(1, 10**4)), INCIDENTAL),
     "evaluation.samples": Key(_optional(_whole(1, 10**7)), RESUME | INCIDENTAL),
     "evaluation.images": Key(_optional(SIZE), RESUME | INCIDENTAL),
     "checkpoint.every_n_steps": Key(_optional(STEPS), RESUME | INCIDENTAL),

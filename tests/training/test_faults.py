@@ -22,7 +22,7 @@ from vi_lab import cli, load_run
 from vi_lab.adapters.tensorboard import hush_writers
 from vi_lab.errors import UserError, ViLabError
 from vi_lab.runs.trust import load_checkpoint
-from vi_lab.training.execution import execute
+from vi_lab.training.execution import Job, execute
 
 
 @contextlib.contextmanager
@@ -246,10 +246,10 @@ def test_a_folder_named_after_nothing(capsys: pytest.CaptureFixture) -> None:
 
 def test_a_run_that_has_come_meanwhile_stays(tmp_path: Path) -> None:
     """As where one sweep is started twice at once: the other process has done this job."""
-    execute(config("trainer.max_epochs=1"), tmp_path)
+    execute(Job(config("trainer.max_epochs=1"), tmp_path, {}))
     before = (tmp_path / "status.json").read_bytes()
     with pytest.raises(UserError, match="holds a run already"):
-        execute(config("trainer.max_epochs=1"), tmp_path)
+        execute(Job(config("trainer.max_epochs=1"), tmp_path, {}))
     assert (tmp_path / "status.json").read_bytes() == before
 
 

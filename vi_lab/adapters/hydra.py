@@ -32,9 +32,10 @@ MOST_JOBS = 10_000
 
 
 def _outcome(job: JobReturn) -> Any:
-    """What a job of a sweep has returned, or its error, without a report of Hydra's own: ours stands there already."""
+    """What a job of a sweep has returned, or what tells it by now, or its error, without a report of Hydra's own: ours
+    stands there already."""
     if job.status == JobStatus.COMPLETED:
-        return job._return_value
+        return job._return_value() if callable(job._return_value) else job._return_value
     raise job._return_value
 
 

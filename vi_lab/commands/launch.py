@@ -6,12 +6,13 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vi_lab.adapters.hydra import start
@@ -24,10 +25,11 @@ from vi_lab.runs.files import CONFIG_FILE, claim
 from vi_lab.runs.trust import check_loggers, check_targets, trusting
 from vi_lab.schema import CONFIG_DIR
 from vi_lab.training.process import check_accelerators, main_process
-from vi_lab.training.sweep import sweeping
+from vi_lab.training.sweep import Stacks, sweeping
 from vi_lab.training.workers import StopSweep, settle
 
-Task = Callable[[DictConfig], Any]
+Task = Callable[..., Any]
+"""Called with the composed config of a job; that of training also with `stacks`, where there are any."""
 
 
 class Abort(BaseException):
@@ -79,6 +81,10 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         with _own_folder("train", arguments):
             hand_over("train", task, arguments)
         return 0
+    if any(config["stack"] for config in configs):
+        if "BasicLauncher" not in HydraConfig.get().launcher._target_:
+            raise UserError("stack= trains jobs in one process; leave hydra/launcher= or stack= out")
+        task = update_wrapper(partial(task, stacks=Stacks(configs)), task)
     subdir = swept_subdir(arguments.overrides)
     if subdir is not None:
         arguments.overrides.append(f"hydra.sweep.subdir={quote(subdir)}")

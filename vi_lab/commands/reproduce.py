@@ -17,7 +17,7 @@ from vi_lab.runs.files import claim, is_vacant, write_json
 from vi_lab.runs.run import Run, load_run
 from vi_lab.runs.trust import check_loggers, inside, load_checkpoint, read_text
 from vi_lab.schema import REPRODUCE, marked
-from vi_lab.training.execution import execute
+from vi_lab.training.execution import Job, execute
 from vi_lab.training.process import check_accelerators
 
 
@@ -76,7 +76,7 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
     check_accelerators([plain(config)], multirun=False)
     check_loggers(plain(config), folder)
     config.threads = config.threads or threads_of(run.environment)  # another number gives other bits
-    execute(config, target, command=f"vi-lab reproduce {folder}")
+    execute(Job(config, target, {"command": f"vi-lab reproduce {folder}"}))
     return verdict(run, Run(target))
 
 

@@ -21,7 +21,7 @@ from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
 from vi_lab.runs.trust import check_loggers, check_stored, read_yaml, refuse_links
 from vi_lab.schema import RESUME, SWEEP, has, leaves
-from vi_lab.training.execution import execute
+from vi_lab.training.execution import Job, execute
 from vi_lab.training.process import check_accelerators
 
 LONGEST = 20_000
@@ -53,7 +53,7 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
         name = printable(nearby(folder))
         print(f"{name} is completed, after {epochs} epochs; trainer.max_epochs=N with a larger N goes on")
         return
-    execute(config, folder, resume=True)
+    execute(Job(config, folder, {"resume": True}))
 
 
 def completed(folder: Path, config: DictConfig) -> float | None:

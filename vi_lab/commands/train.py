@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_c
 from vi_lab.config import only_asks, read_arguments, swept_keys
 from vi_lab.errors import UserError, ViLabError, complain, nearby, one_line, printable
 from vi_lab.runs.trust import read_yaml
-from vi_lab.training.execution import execute
-from vi_lab.training.sweep import standing, time_left
+from vi_lab.training.execution import Job, execute
+from vi_lab.training.sweep import Stacks, standing, time_left
 from vi_lab.training.workers import work
 
 
@@ -37,9 +38,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def task(config: DictConfig) -> float:
-    """One job of Hydra's: what it is called and where it writes, then `execute`."""
+def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[], float]:
+    """One job of Hydra's: what it is called and where it writes, then `execute`. Of a job that waits for others of its
+    stack, what tells its result once all have been trained."""
     of_hydra = HydraConfig.get()
+    number = of_hydra.job.num if of_hydra.mode == RunMode.MULTIRUN else 0
+    stacked = stacks if stacks is not None and number in stacks.members else None
     folder = Path(of_hydra.runtime.output_dir)
     sweep = of_hydra.mode == RunMode.MULTIRUN
     parallel = sweep and "BasicLauncher" not in of_hydra.launcher._target_
@@ -48,30 +52,51 @@ def task(config: DictConfig) -> float:
     try:
         if resume and (done := completed(folder, stored_config(folder, config))) is not None:
             print(printable(f"{label}{folder.name if sweep else nearby(folder)} is completed"))
+            if stacked:
+                _train_stack(stacked, number, None)
             return done
         if sweep:
             print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir), of_hydra.job.num)}"), flush=True)
         words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
-        job = partial(
-            execute,
-            config,
-            folder,
-            command=shlex.join(["vi-lab", "train", *words]),
-            workers=of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
-            label=label,
-            bar=not parallel,
-            resume=resume and (folder / "status.json").is_file(),  # a job that is new has nothing to go on from
-            hint=Path(of_hydra.sweep.dir) if sweep else None,
-            swept=_swept(Path(of_hydra.sweep.dir), words) if sweep else {},
-        )
-        return work(job) if parallel else job()
+        options = {
+            "command": shlex.join(["vi-lab", "train", *words]),
+            "workers": of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
+            "label": label,
+            "bar": not parallel,
+            "resume": resume and (folder / "status.json").is_file(),  # a job that is new has nothing to go on from
+            "swept": _swept(Path(of_hydra.sweep.dir), words) if sweep else {},
+        }
+        job = Job(config, folder, options, Path(of_hydra.sweep.dir) if sweep else None)
+        if stacked:
+            return _train_stack(stacked, number, job)
+        return work(partial(execute, job)) if parallel else execute(job)
     except BaseException as error:
+        if stacked and number not in stacked.outcomes:
+            _train_stack(stacked, number, None)  # the others do not wait for it
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
-            name = f"{standing(of_hydra.job.num)} ({printable(folder.name)})"
-            complain(f"vi-lab train: {name} failed: {one_line(error)}")
-            failed = UserError if isinstance(error, UserError) else ViLabError
-            raise failed(f"{name} has failed, as said above") from error
+            raise _failed(number, folder, error) from error
         raise Abort(error) from None
+
+
+def _failed(number: int, folder: Path, error: Exception) -> ViLabError:
+    """Say that a job of a sweep has failed; what Hydra is to raise at the end."""
+    name = f"{standing(number)} ({printable(folder.name)})"
+    complain(f"vi-lab train: {name} failed: {one_line(error)}")
+    return (UserError if isinstance(error, UserError) else ViLabError)(f"{name} has failed, as said above")
+
+
+def _train_stack(stacks: Stacks, number: int, job: Job | None) -> Callable[[], float]:
+    """Add a job to its stack, and say which jobs have failed where that was the last one."""
+    for other, (folder, error) in stacks.add(number, job).items():
+        stacks.outcomes[other] = _failed(other, folder, error)
+
+    def result() -> float:
+        outcome = stacks.outcomes[number]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return result
 
 
 def _swept(folder: Path, words: list[str]) -> dict[str, Any]:

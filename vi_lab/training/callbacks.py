@@ -186,21 +186,31 @@ class Recorder(Callback):
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Logs the validation means, and those of test images evaluated along with them; keeps them for the row."""
-        self._publish_evaluation(trainer, vae(pl_module))
+        self._announce(pl_module, self.publish(trainer, vae(pl_module)))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Logs the means of the test split at the end of the run."""
-        self._publish_evaluation(trainer, vae(pl_module))
+        self._announce(pl_module, self.publish(trainer, vae(pl_module)))
 
-    def _publish_evaluation(self, trainer: lightning.Trainer, module: VAE) -> None:
+    @staticmethod
+    def _announce(module: lightning.LightningModule, means: dict[str, float]) -> None:
+        """To Lightning, for early stopping and plateaus."""
+        module.log_dict(means, logger=False, sync_dist=False, rank_zero_only=True)
+
+    def publish(self, trainer: lightning.Trainer, module: VAE) -> dict[str, float]:
+        """Logs what was evaluated, keeps it, and forgets it in the module.
+
+        Raises:
+            ViLabError: a mean is not finite.
+        """
         means: dict[str, float] = {}
         for accumulated in module.evaluation_means.values():
             means |= accumulated.compute(self._sum_over_processes(trainer))
         module.evaluation_means.clear()
         self.evaluation = self._checked(trainer, means)
-        module.log_dict(means, logger=False, sync_dist=False, rank_zero_only=True)
         loggers.log(trainer, means)
         self.final |= means
+        return means
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Adds the epoch's row and wall time (s), and writes both tables anew.

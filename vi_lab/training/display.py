@@ -31,6 +31,7 @@ class Voice:
     def __init__(self, terminal: Terminal, folder: Path | None = None, label: str = "", bar: bool = True) -> None:
         self.terminal, self.folder, self.label = terminal, folder, label
         self.bar = bar and terminal.is_terminal
+        self.muted = False  # while another run of its stack speaks for all
         self.spoken = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -47,7 +48,7 @@ class Voice:
 
     def sign(self, text: str) -> None:
         """A line of progress: of many jobs only now and then, and not beside a bar."""
-        quiet = self.label and (self.bar or time.perf_counter() - self.spoken < PATIENCE)
+        quiet = self.muted or (self.label and (self.bar or time.perf_counter() - self.spoken < PATIENCE))
         self.note(text) if quiet else self.say(text)
 
     @contextmanager
@@ -85,7 +86,7 @@ class ProgressDisplay(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Opens the bar, in the main process only."""
         self.next_update = 0.0
-        if not self.voice.bar or not trainer.is_global_zero:
+        if not self.voice.bar or self.voice.muted or not trainer.is_global_zero:
             return
         width = self.voice.terminal.width
         columns = (

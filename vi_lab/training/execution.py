@@ -7,8 +7,10 @@ import errno
 import os
 import shutil
 import signal
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -18,6 +20,9 @@ from vi_lab.runs.files import CONFIG_FILE, LAST, LOG, Status, append_text
 from vi_lab.runs.lock import LOCK, hold
 from vi_lab.training.process import main_process
 from vi_lab.training.signals import Stop
+
+if TYPE_CHECKING:
+    from vi_lab.training.session import Session
 
 BEFORE = {LOCK, ".hydra", LOG}
 """What stands in a run folder before the run does anything."""
@@ -30,15 +35,22 @@ PATIENCE = 15.0
 workers of a sweep whose process is gone."""
 
 
-def execute(config: DictConfig, folder: Path, hint: Path | None = None, **options: Any) -> float:
-    """Train one model into `folder`, which no other process may work in meanwhile; even Ctrl-C and SIGTERM leave a
+class Job(NamedTuple):
+    """A run to be executed."""
+
+    config: DictConfig
+    """Composed and checked."""
+    folder: Path
+    options: Mapping[str, Any]
+    """See `vi_lab.training.session.Session`."""
+    hint: Path | None = None
+    """The folder that the message on how to go on names, where it is not the run's."""
+
+
+def execute(job: Job) -> float:
+    """Train one model into its folder, which no other process may work in meanwhile; even Ctrl-C and SIGTERM leave a
     status. What ends before it has begun, as by a user's mistake, leaves nothing, but in a sweep, whose comparison
     lists the job.
-
-    Args:
-        config: a composed and checked train config.
-        hint: the folder that the message on how to go on names, where it is not `folder`.
-        options: see `vi_lab.training.session.Session`.
 
     Returns:
         what `Session.train` does.
@@ -49,17 +61,91 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
     """
     if not main_process():  # one process keeps the books, and ends the others: Lightning kills all where one is gone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return _train(config, folder, **options)
-    with hold(folder, PATIENCE if options.get("resume") else 0):
-        if not options.get("resume") and (folder / CONFIG_FILE).is_file():  # perhaps since the command has looked
+        return _session(job).train()
+    if job.config.stack:
+        (outcome,) = execute_stack([job])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+    stop = Stop()
+    with _at_work(job, stop):
+        return _session(job, stop=stop).train()
+
+
+def execute_stack(jobs: Sequence[Job]) -> list[float | Exception]:
+    """Train jobs as one stack (see `vi_lab.training.stacking`), otherwise each as `execute` does.
+
+    Returns:
+        of each job what `execute` returns, or the error that has ended it: the others go on.
+
+    Raises:
+        Interrupted: a signal has stopped them; their checkpoints are written.
+    """
+    outcomes: dict[int, float | Exception] = {}
+    stages: list[Generator[Session, None, float]] = []
+    sessions: dict[int, Session] = {}
+
+    def go_on(number: int, error: Exception | None = None) -> Session | None:
+        try:
+            return next(stages[number]) if error is None else stages[number].throw(error)
+        except StopIteration as end:
+            outcomes[number] = end.value
+        except Exception as failure:
+            outcomes[number] = failure
+        return None
+
+    try:
+        with Stop() as stop:
+            for number, job in enumerate(jobs):
+                stages.append(_stages(job, stop, beside=next(iter(sessions.values()), None)))
+                if session := go_on(number):
+                    sessions[number] = session
+            if sessions:
+                from vi_lab.training.stacking import fit_stacks
+
+                errors: Sequence[Exception | None]
+                try:
+                    with stop:
+                        errors = fit_stacks([*sessions.values()])
+                except Exception as failure:
+                    errors = [failure] * len(sessions)
+                for number, ended_by in zip(sessions, errors, strict=True):
+                    go_on(number, ended_by)
+    except BaseException as error:
+        told = error
+        for stage in stages:  # those that are not at their end write how they were stopped
+            try:
+                stage.throw(error)
+            except BaseException as own:  # which says how to go on
+                told = own
+        raise told from None
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def _stages(job: Job, stop: Stop, beside: Session | None) -> Generator[Session, None, float]:
+    """A run of a stack: what comes before its training, and, once that is done, what comes after."""
+    with _at_work(job, stop):
+        session = _session(job, stop=stop, beside=beside)
+        session.prepare()
+        yield session
+        session.checkpoint = job.folder / LAST
+        session.fit()
+        return session.conclude()
+
+
+@contextmanager
+def _at_work(job: Job, stop: Stop) -> Iterator[None]:
+    """Hold the folder, and write into it how the work has ended."""
+    folder, hint, resume = job.folder, job.hint, job.options.get("resume")
+    with hold(folder, PATIENCE if resume else 0):
+        if not resume and (folder / CONFIG_FILE).is_file():  # perhaps since the command has looked
             raise UserError(f"{folder}: holds a run already; go on with resume=, or choose another folder")
         status, fresh = Status(folder), not {path.name for path in folder.iterdir()} - BEFORE
         try:
-            with Stop() as stop:
+            with stop:
                 status.write("running")
-                result = _train(config, folder, **options, stop=stop)
+                yield
                 status.write("completed")
-                return result
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
                 error.filename = str(folder)  # the system names no file where it cannot write, as TensorBoard's
@@ -78,9 +164,9 @@ def execute(config: DictConfig, folder: Path, hint: Path | None = None, **option
             raise
 
 
-def _train(config: DictConfig, folder: Path, **options: Any) -> float:
-    if main_process() and not options.get("label"):  # of a sweep it was said before the first job
+def _session(job: Job, **options: Any) -> Session:
+    if main_process() and not job.options.get("label"):  # of a sweep it was said before the first job
         load("torch", "lightning")
     from vi_lab.training.session import Session  # seconds of imports, now that the folder is ours
 
-    return Session(config, folder, **options).train()
+    return Session(job.config, job.folder, **job.options, **options)

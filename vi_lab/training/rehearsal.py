@@ -16,6 +16,7 @@ from vi_lab.errors import UserError, one_line
 from vi_lab.models import VAE
 from vi_lab.schema import leaves
 from vi_lab.training.compilation import check_compilable
+from vi_lab.training.stacking import check_stackable
 from vi_lab.training.trainer import make_trainer
 
 REPEATED = ("seed", "name", "data")
@@ -49,6 +50,8 @@ def _rehearse(config: DictConfig, values: dict) -> None:
             _check_memory(config, model)
             if config.compile:
                 check_compilable(model)
+            if config.stack:
+                check_stackable(config, model)
     _take_a_step(config)
     instantiate(config.schedule)
     make_trainer(config, callbacks=[instantiate(node) for node in (config.get("callbacks") or {}).values()])

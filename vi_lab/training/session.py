@@ -48,6 +48,7 @@ class Session:
         resume: go on from the folder's last checkpoint.
         stop: lets a signal stop training after a step.
         swept: in what the run differs from the others of its sweep, for TensorBoard's table.
+        beside: the first session of the stack that this one is trained with.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Session:
         resume: bool = False,
         stop: Stop | None = None,
         swept: dict[str, Any] | None = None,
+        beside: Session | None = None,
     ) -> None:
-        self.config, self.folder, self.command = config, folder, command
+        self.config, self.folder, self.command, self.beside = config, folder, command, beside
         self.resume, self.stop, self.swept = resume, stop or Stop(), swept or {}
         self.started = time.perf_counter()
         terminal = make_console(quiet=not main_process())
@@ -78,13 +80,26 @@ class Session:
             ViLabError: a loss that is not finite, no checkpoint to go on from, or a file that cannot be written.
             Interrupted: a signal has stopped the run; its checkpoint is written.
         """
+        self.prepare()
+        self.fit()
+        return self.conclude()
+
+    def prepare(self) -> None:
+        """All that comes before the first step."""
         self.datamodule, self.model = build(self.config)
+        if self.beside is not None:  # of a stack: the data are the same, in memory once
+            self.datamodule.images, self.datamodule.digest = (
+                self.beside.datamodule.load(),
+                self.beside.datamodule.checksum(),
+            )
         self.record()
         self.announce()
         self.trainer, self.recorder = build_trainer(self.config, self.folder, self.voice, self.stop, self.swept)
-        checkpoint = self.rewind()
+        self.checkpoint = self.rewind()
         self.stop.serve("before training")
-        self.fit(checkpoint)
+
+    def conclude(self) -> float:
+        """All that comes after the last step; returns what `train` does."""
         with complaints(), signals_are_ours(self.trainer):
             self.trainer.test(self.model, self.datamodule, verbose=False)
         self.stop.serve("after training")
@@ -146,7 +161,7 @@ class Session:
 
     # --- training and after -------------------------------------------------------------------------------------
 
-    def fit(self, checkpoint: Path | None) -> None:
+    def fit(self) -> None:
         """Train until the end, or until a signal asks to stop.
 
         Raises:
@@ -157,7 +172,7 @@ class Session:
         self.stop.patient = self.trainer.world_size == 1  # several processes would stop at different steps
         try:
             with complaints(), signals_are_ours(self.trainer):
-                self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint)
+                self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint)
         finally:
             self.stop.patient = False
         self.stop.serve("after the last epoch")

@@ -28,8 +28,13 @@ class Stop:
     def __init__(self) -> None:
         self.requested: int | None = None
         self.patient = False
+        self.depth = 0
 
     def __enter__(self) -> Stop:
+        """May be entered several times over, as by the runs of a stack, which share one."""
+        self.depth += 1
+        if self.depth > 1:
+            return self
         self.before = {}
         self.terminals: list[int] = []
         if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
@@ -39,7 +44,8 @@ class Stop:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.before.items():
+        self.depth -= 1
+        for number, handler in self.before.items() if self.depth == 0 else ():
             signal.signal(number, handler)
         if isinstance(error, Exception) and self.requested is not None and _of_a_signal(error):
             raise Interrupted(self.requested) from error

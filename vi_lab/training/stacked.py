@@ -7,12 +7,14 @@ small model leaves most of the device idle; a CPU gains next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
+from vi_lab.errors import UserError, one_line
 from vi_lab.models import VAE
 from vi_lab.noise import Tape
 from vi_lab.seeding import seed_noise
@@ -40,7 +42,8 @@ def _settings(model: VAE) -> set[tuple[str, object]]:
 
 
 class Stack:
-    """N models as one.
+    """N models as one. From then on their own weights and buffers are views of the stack's, so that each can be
+    evaluated, saved and drawn as it stands after the last step.
 
     Args:
         models: alike but for their seeds and the values of parameters and buffers; on the device where they train.
@@ -57,83 +60,144 @@ class Stack:
         if models[0].estimator.differentiates:
             name = type(models[0].estimator).__name__
             raise TypeError(f"{name} takes a derivative within its step, so its runs cannot be stacked")
+        self.models = models
         self.seeds = [model.seed for model in models]
         self.device = models[0].device
         self._losses = _Losses(models[0])
+        learned = {name for name, parameter in models[0].named_parameters() if parameter.requires_grad}
+        tensors = [{**dict(model.named_parameters()), **dict(model.named_buffers())} for model in models]
+        self.parameters: dict[str, nn.Parameter] = {}
+        """(N, ...) each; what is learned."""
+        self.buffers: dict[str, Tensor] = {}
+        """(N, ...) each; the rest."""
+        for name in tensors[0]:
+            stacked = torch.stack([own[name].detach() for own in tensors])
+            for own, row in zip(tensors, stacked.unbind(), strict=True):
+                own[name].data = row
+            if name in learned:
+                self.parameters[name] = nn.Parameter(stacked)
+            else:
+                self.buffers[name] = stacked
+        self._drawn: dict[torch.Size, tuple[Tape, list[Tensor]]] = {}
 
-        def stack(named: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-            return {f"model.{name}": torch.stack([tensors[name].detach() for tensors in named]) for name in named[0]}
-
-        fixed = [name for name, parameter in models[0].named_parameters() if not parameter.requires_grad]
-        self.parameters = stack([{n: p for n, p in m.named_parameters() if n not in fixed} for m in models])
-        self.buffers = stack([{**{n: m.get_parameter(n) for n in fixed}, **dict(m.named_buffers())} for m in models])
-        self.tape = Tape()
-        self.noise: list[Tensor] = []
-
-    def record(self, x: Tensor) -> None:
-        """Find out what a step draws, from one run's batch (B, *shape); moves nothing."""
-        parameters = {name: tensor[0] for name, tensor in self.parameters.items()}
-        buffers = {name: tensor[0].clone() for name, tensor in self.buffers.items()}
-        with self.tape.record():
-            functional_call(self._losses, {**parameters, **buffers}, (x,))
-        self.noise = [tensor.new_empty(len(self.seeds), *tensor.shape) for tensor in self.tape.tensors]
-
-    def draw(self, *values: int) -> None:
-        """Draw the noise of each run's next step: what `seed_noise(device, seed, *values)` gives it alone."""
-        for run, seed in enumerate(self.seeds):
-            seed_noise(self.device, seed, *values)
-            self.tape.draw([tensor[run] for tensor in self.noise])
-
-    def gradients(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of all runs at once, with the noise that was drawn; moving averages move.
+    def losses(self, x: Tensor, *values: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of all runs; moving averages move. Each run draws what `seed_noise(device, seed, *values)` gives
+        it alone.
 
         Args:
             x: (N, B, *shape) each run's batch.
+            values: of the step.
 
         Returns:
-            the gradients, under the names of `parameters`; and what each run logs, (N,) each.
+            (N,) to differentiate, where no run's weights reach another's loss; and what each run logs, (N,) each.
+
+        Raises:
+            UserError: the step cannot be batched.
         """
+        if new := x.shape not in self._drawn:
+            self._drawn[x.shape] = self._record(x[0])
+        tape, noise = self._drawn[x.shape]
+        for run, seed in enumerate(self.seeds):
+            seed_noise(self.device, seed, *values)
+            tape.draw([tensor[run] for tensor in noise])
 
         def losses(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, noise: list[Tensor]
+            parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, noise: list[Tensor]
         ) -> tuple[Tensor, dict[str, Tensor]]:
-            with self.tape.play(noise):
-                return functional_call(self._losses, {**parameters, **buffers}, (x,))
+            with tape.play(noise):
+                return self._call({**parameters, **buffers}, x)
 
-        batched = vmap(grad(losses, has_aux=True), randomness="error")
-        return batched(self.parameters, self.buffers, x, self.noise)
+        try:
+            return vmap(losses, randomness="error")(self.parameters, self.buffers, x, noise)
+        except Exception as error:  # whatever torch raises at what it cannot batch
+            if not new:
+                raise
+            raise UserError(
+                f"torch.func.vmap cannot batch the step over runs ({type(error).__name__}: {one_line(error)[:200]}); "
+                "leave stack= out"
+            ) from error
+
+    def _call(self, tensors: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return functional_call(self._losses, {f"model.{name}": tensor for name, tensor in tensors.items()}, (x,))
+
+    def _record(self, x: Tensor) -> tuple[Tape, list[Tensor]]:
+        """What a step on one run's batch (B, *shape) draws, and room for the numbers of all runs; moves nothing."""
+        tape = Tape()
+        own = {name: tensor.detach()[0].clone() for name, tensor in {**self.parameters, **self.buffers}.items()}
+        with tape.record():
+            self._call(own, x)
+        return tape, [tensor.new_empty(len(self.seeds), *tensor.shape) for tensor in tape.tensors]
 
 
-class StackedAdam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980) with a learning rate per run.
+class StackedAdam(torch.optim.Optimizer):
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), or AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), with a
+    learning rate per run.
 
     Args:
-        parameters: (N, ...) each; moved in place.
-        lr: (N,).
-        betas, eps: as in `torch.optim.Adam`.
+        parameters: (N, ...) each.
+        optimizers: `torch.optim.Adam` or `AdamW` of each run, alike but for the learning rate, over the slices of
+            these parameters in their order; those of a run that goes on, with their state.
     """
 
-    def __init__(
-        self,
-        parameters: dict[str, Tensor],
-        lr: Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        self.parameters, self.lr, self.betas, self.eps = parameters, lr, betas, eps
-        self.steps = torch.zeros((), dtype=torch.float64, device=lr.device)  # 1 - beta^t takes its digits
-        self.means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        self.squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizers: Sequence[torch.optim.Adam]) -> None:
+        super().__init__(parameters, {})
+        self.optimizers = optimizers
+        settings = optimizers[0].param_groups[0]
+        self.betas, self.eps, self.weight_decay = (settings[name] for name in ("betas", "eps", "weight_decay"))
+        self.decoupled: bool = settings.get("decoupled_weight_decay", False)
+        device = parameters[0].device
+        # in double, as numbers that are no tensors have it
+        self.lr = torch.tensor([one.param_groups[0]["lr"] for one in optimizers], dtype=torch.float64, device=device)
+        self.owned = [_learned(one) for one in optimizers]
+        for parameter, *owned in zip(parameters, *self.owned, strict=True):
+            states = [one.state[own] for one, own in zip(optimizers, owned, strict=True)]
+            if all(states):  # they go on
+                moments = {name: torch.stack([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": states[0]["step"].to(device, torch.float64), **moments}
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, Tensor]) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step along the gradients, (N, ...) each."""
-        self.steps += 1  # a tensor, so that a captured graph counts too
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                self._move(parameter, parameter.grad)
+        return loss
+
+    def _move(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        state = self.state[parameter]
+        if not state:
+            # a tensor, so that a captured graph counts too; in double, as 1 - beta^t takes its digits
+            state["step"] = torch.zeros((), dtype=torch.float64, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
         decay, decay_of_squares = self.betas
-        size = (self.lr / (1 - decay**self.steps)).to(self.lr)  # (N,)
-        scale = (1 - decay_of_squares**self.steps).sqrt()
-        for name, gradient in gradients.items():
-            mean = self.means[name].lerp_(gradient, 1 - decay)
-            square = self.squares[name].mul_(decay_of_squares).addcmul_(gradient, gradient, value=1 - decay_of_squares)
-            change = mean / (square.sqrt().div_(scale).add_(self.eps))
-            self.parameters[name].sub_(change.mul_(size.view(-1, *[1] * (gradient.ndim - 1))))
+
+        def each(values: Tensor) -> Tensor:  # (N,) -> (N, 1, ..., 1)
+            return values.to(parameter.dtype).view(-1, *[1] * (parameter.ndim - 1))
+
+        if self.weight_decay and self.decoupled:
+            parameter.mul_(each(1 - self.lr * self.weight_decay))
+        elif self.weight_decay:
+            gradient = gradient.add(parameter, alpha=self.weight_decay)
+        mean = state["exp_avg"].lerp_(gradient, 1 - decay)
+        square = state["exp_avg_sq"].mul_(decay_of_squares).addcmul_(gradient, gradient, value=1 - decay_of_squares)
+        scale = (1 - decay_of_squares ** state["step"]).sqrt()
+        change = mean / (square.sqrt().div_(scale).add_(self.eps))
+        parameter.sub_(change.mul_(each(self.lr / (1 - decay ** state["step"]))))
+
+    def share(self, run: int) -> torch.optim.Adam:
+        """A run's own optimizer with its slice of the state as it is now, copied."""
+        optimizer = self.optimizers[run]
+        for parameter, own in zip(self.param_groups[0]["params"], self.owned[run], strict=True):
+            if state := self.state[parameter]:
+                moments = {name: state[name][run].clone() for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[own] = {"step": state["step"].float(), **moments}
+        return optimizer
+
+
+def _learned(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

@@ -1,15 +1,18 @@
-"""Where a job stands in its sweep, and when the sweep will end: for any launcher and any number of processes."""
+"""Where a job stands in its sweep, when the sweep will end, and which jobs train as one stack: for any launcher and any
+number of processes, but for stacks, whose jobs are of one process."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vi_lab.console import duration
 from vi_lab.runs.run import Run
+from vi_lab.schema import STACK, has, leaves
+from vi_lab.training.execution import Job, execute_stack
 
 SWEEP = "VI_LAB_SWEEP"
 """In the environment, which the processes of all launchers inherit: the number of jobs, and when the sweep began."""
@@ -55,3 +58,45 @@ def time_left(sweep: Path, number: int) -> str:
         return ""
     seconds = (time.time() - float(since)) / (ended + beside) * (int(jobs) - number + beside)
     return f", about {duration(seconds)} left"
+
+
+class Stacks:
+    """The jobs that train as stacks, by `stack=` of each: those that are alike in all but what runs of a stack may
+    differ in. A job waits until the last one of its stack is known; then all are trained.
+
+    Args:
+        configs: of all jobs, in the order of their numbers.
+    """
+
+    def __init__(self, configs: Sequence[dict]) -> None:
+        self.members: dict[int, list[int]] = {}
+        """Of each job that trains so, the numbers of its stack."""
+        self.waiting: dict[int, Job] = {}
+        self.outcomes: dict[int, float | Exception] = {}
+        growing: dict[str, list[int]] = {}
+        for number, config in enumerate(configs):
+            if size := config["stack"]:
+                alike = repr([(path, value) for path, value in leaves(config) if not has(path, STACK)])
+                if len(growing.get(alike, ())) % size == 0:
+                    growing[alike] = []
+                growing[alike].append(number)
+                self.members[number] = growing[alike]
+
+    def add(self, number: int, job: Job | None) -> dict[int, tuple[Path, Exception]]:
+        """Let a job wait; with the last one of its stack, train them.
+
+        Args:
+            job: None: there is nothing to train.
+
+        Returns:
+            of the jobs that have failed the number, the folder and the error.
+        """
+        if job is not None:
+            self.waiting[number] = job
+        stack = self.members[number]
+        if number != stack[-1]:
+            return {}
+        jobs = {one: self.waiting.pop(one) for one in stack if one in self.waiting}
+        outcomes = dict(zip(jobs, execute_stack([*jobs.values()]), strict=True))
+        self.outcomes |= outcomes
+        return {one: (jobs[one].folder, found) for one, found in outcomes.items() if isinstance(found, Exception)}
