@@ -4,11 +4,12 @@
     python scripts/kill_test.py --kills 300 --seed 1                # all settings several times, most of an hour
     python scripts/kill_test.py --kills 100 --estimators rloo,rebar trainer.max_epochs=20
 
-Settings: estimators of every family, every precision, runs that end within an epoch, with pictures, and sweeps in
-worker processes. Moments: any (start-up included), and chosen ones, at which the process kills itself: a step,
-validation, the tables, before and after a checkpoint is written, reaches the disk, or is renamed, the evaluation, the
-pictures, the last word. Signals: SIGINT, SIGTERM, SIGKILL, alone or two soon after each other; of a sweep only the
-process that has started it is killed, and it is resumed at once.
+Settings: estimators of every family, every precision, runs that end within an epoch, with pictures, sweeps in worker
+processes, and a sweep as one stack, whose runs are compared with stacks of one. Moments: any (start-up included), and
+chosen ones, at which the process kills itself: a step, validation, the tables, before and after a checkpoint is
+written, reaches the disk, or is renamed, the evaluation, the pictures, the last word. Signals: SIGINT, SIGTERM,
+SIGKILL, alone or two soon after each other; of a sweep only the process that has started it is killed, and it is
+resumed at once.
 
 Compared are metrics.json, metrics.csv, the weights, the optimizer's state, and TensorBoard's curves (no step twice);
 nothing may be left beside them. The exit code is 0 where all are equal.
@@ -57,6 +58,7 @@ SETTINGS = {  # estimators of each family, each with something else that has a s
     "local_expectation": ["latent=4x8", "trainer.max_steps=31"],
     "disarm_tree": ["+trainer.accumulate_grad_batches=2"],
     "rloo": ["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "vimco": ["-m", "seed=0,1", "stack=2"],
 }
 MOMENTS = {  # -> what is called then
     "start": "vi_lab.training.session.build",

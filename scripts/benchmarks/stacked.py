@@ -47,20 +47,22 @@ def stack(config: DictConfig, runs: int, steps: int) -> Loop:
         models.append(made(config)[1])
     x, _ = next(iter(datamodule.train_dataloader()))
     batches = x.expand(runs, *x.shape).contiguous()
+    optimizers = [model.optimizer(model.parameters()) for model in models]
     stacked = Stack(models)
-    adam = StackedAdam(stacked.parameters, torch.full((runs,), float(config.optimizer.lr), device=device))
-    stacked.record(x)
+    adam = StackedAdam([*stacked.parameters.values()], optimizers)
+    stacked.draw(batches, NOISE, 0, 0, 0)
 
     def compute() -> None:
-        gradients, _ = stacked.gradients(batches)
-        adam.step(gradients)
+        adam.zero_grad()
+        stacked.losses(batches)[0].sum().backward()
+        adam.step()
 
     replay = captured(compute) if device.type == "cuda" else compute
 
     def block() -> float:
         start = now()
         for step in range(steps):
-            stacked.draw(NOISE, 0, step, 0)
+            stacked.draw(batches, NOISE, 0, step, 0)
             replay()
         return (now() - start) / steps
 

@@ -7,17 +7,19 @@ small model leaves most of the device idle; a CPU gains next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad_and_value, vmap
 
 from vi_lab.errors import UserError, one_line
 from vi_lab.models import VAE
 from vi_lab.noise import Tape
 from vi_lab.seeding import seed_noise
+
+T = TypeVar("T")
 
 
 class _Losses(nn.Module):
@@ -29,6 +31,21 @@ class _Losses(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model.losses(x)
+
+
+class _Differentiated(torch.autograd.Function):
+    """Losses (N,) whose gradients are known. They are taken within vmap: hooks of an estimator on samples, as DREG has
+    them, are not called from without."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (weights,) = outer  # (N,)
+        return None, None, *(one * weights.view(-1, *[1] * (one.ndim - 1)) for one in ctx.gradients)
 
 
 def _settings(model: VAE) -> set[tuple[str, object]]:
@@ -47,20 +64,22 @@ class Stack:
 
     Args:
         models: alike but for their seeds and the values of parameters and buffers; on the device where they train.
+        rows: N, where it is to be more than there are models: the rest repeats the last one, and stands still. So the
+            last digits of a run, which depend on N by how a library sums, do not depend on how many runs are left.
 
     Raises:
         TypeError: their estimator takes a derivative within its step.
         ValueError: they differ in a setting, which all would take from the first.
     """
 
-    def __init__(self, models: Sequence[VAE]) -> None:
+    def __init__(self, models: Sequence[VAE], rows: int = 0) -> None:
         for model in models[1:]:
             if differing := {name for name, _ in _settings(model) ^ _settings(models[0])}:
                 raise ValueError(f"models that differ in {', '.join(sorted(differing))} cannot be stacked")
         if models[0].estimator.differentiates:
             name = type(models[0].estimator).__name__
             raise TypeError(f"{name} takes a derivative within its step, so its runs cannot be stacked")
-        self.models = models
+        self.rows = max(rows, len(models))
         self.seeds = [model.seed for model in models]
         self.device = models[0].device
         self._losses = _Losses(models[0])
@@ -71,8 +90,8 @@ class Stack:
         self.buffers: dict[str, Tensor] = {}
         """(N, ...) each; the rest."""
         for name in tensors[0]:
-            stacked = torch.stack([own[name].detach() for own in tensors])
-            for own, row in zip(tensors, stacked.unbind(), strict=True):
+            stacked = torch.stack(padded([own[name].detach() for own in tensors], self.rows))
+            for own, row in zip(tensors, stacked):  # noqa: B905 (the rest has no model)
                 own[name].data = row
             if name in learned:
                 self.parameters[name] = nn.Parameter(stacked)
@@ -80,26 +99,36 @@ class Stack:
                 self.buffers[name] = stacked
         self._drawn: dict[torch.Size, tuple[Tape, list[Tensor]]] = {}
 
-    def losses(self, x: Tensor, *values: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of all runs; moving averages move. Each run draws what `seed_noise(device, seed, *values)` gives
-        it alone.
+    def draw(self, x: Tensor, *values: int) -> None:
+        """Draw the noise of each run's step: what `seed_noise(device, seed, *values)` gives it alone.
 
         Args:
-            x: (N, B, *shape) each run's batch.
+            x: (M, B, *shape) the batches of the M runs.
             values: of the step.
-
-        Returns:
-            (N,) to differentiate, where no run's weights reach another's loss; and what each run logs, (N,) each.
-
-        Raises:
-            UserError: the step cannot be batched.
         """
-        if new := x.shape not in self._drawn:
+        if x.shape not in self._drawn:
             self._drawn[x.shape] = self._record(x[0])
         tape, noise = self._drawn[x.shape]
         for run, seed in enumerate(self.seeds):
             seed_noise(self.device, seed, *values)
             tape.draw([tensor[run] for tensor in noise])
+        for tensor in noise:
+            tensor[len(x) :] = tensor[len(x) - 1]
+
+    def losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of all runs with the noise that was drawn; moving averages move.
+
+        Args:
+            x: (M, B, *shape) the batches of the M runs.
+
+        Returns:
+            (M,) to differentiate, where no run's weights reach another's loss; and what each run logs, (M,) each.
+
+        Raises:
+            UserError: the step cannot be batched.
+        """
+        tape, noise = self._drawn[x.shape]
+        runs, x = len(x), torch.stack(padded(x, self.rows))
 
         def losses(
             parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, noise: list[Tensor]
@@ -107,15 +136,18 @@ class Stack:
             with tape.play(noise):
                 return self._call({**parameters, **buffers}, x)
 
+        batched = vmap(grad_and_value(losses, has_aux=True), randomness="error")
         try:
-            return vmap(losses, randomness="error")(self.parameters, self.buffers, x, noise)
-        except Exception as error:  # whatever torch raises at what it cannot batch
-            if not new:
+            gradients, (found, logged) = batched(self.parameters, self.buffers, x, noise)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
                 raise
             raise UserError(
-                f"torch.func.vmap cannot batch the step over runs ({type(error).__name__}: {one_line(error)[:200]}); "
-                "leave stack= out"
+                f"the step cannot be batched over runs ({one_line(error)[:200]}); leave stack= out"
             ) from error
+        given = [gradients[name] for name in self.parameters]
+        differentiated = cast(Tensor, _Differentiated.apply(found, given, *self.parameters.values()))
+        return differentiated[:runs], {name: value[:runs] for name, value in logged.items()}
 
     def _call(self, tensors: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return functional_call(self._losses, {f"model.{name}": tensor for name, tensor in tensors.items()}, (x,))
@@ -126,7 +158,7 @@ class Stack:
         own = {name: tensor.detach()[0].clone() for name, tensor in {**self.parameters, **self.buffers}.items()}
         with tape.record():
             self._call(own, x)
-        return tape, [tensor.new_empty(len(self.seeds), *tensor.shape) for tensor in tape.tensors]
+        return tape, [tensor.new_empty(self.rows, *tensor.shape) for tensor in tape.tensors]
 
 
 class StackedAdam(torch.optim.Optimizer):
@@ -135,8 +167,8 @@ class StackedAdam(torch.optim.Optimizer):
 
     Args:
         parameters: (N, ...) each.
-        optimizers: `torch.optim.Adam` or `AdamW` of each run, alike but for the learning rate, over the slices of
-            these parameters in their order; those of a run that goes on, with their state.
+        optimizers: `torch.optim.Adam` or `AdamW` of each run, alike but for the learning rate, over the slices of these
+            parameters in their order; those of a run that goes on, with their state. At most N, see `Stack`.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizers: Sequence[torch.optim.Adam]) -> None:
@@ -145,13 +177,15 @@ class StackedAdam(torch.optim.Optimizer):
         settings = optimizers[0].param_groups[0]
         self.betas, self.eps, self.weight_decay = (settings[name] for name in ("betas", "eps", "weight_decay"))
         self.decoupled: bool = settings.get("decoupled_weight_decay", False)
-        device = parameters[0].device
+        rows, device = len(parameters[0]), parameters[0].device
         # in double, as numbers that are no tensors have it
-        self.lr = torch.tensor([one.param_groups[0]["lr"] for one in optimizers], dtype=torch.float64, device=device)
+        rates = padded([one.param_groups[0]["lr"] for one in optimizers], rows)
+        self.lr = torch.tensor(rates, dtype=torch.float64, device=device)
         self.owned = [_learned(one) for one in optimizers]
         for parameter, *owned in zip(parameters, *self.owned, strict=True):
             states = [one.state[own] for one, own in zip(optimizers, owned, strict=True)]
             if all(states):  # they go on
+                states = padded(states, rows)
                 moments = {name: torch.stack([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": states[0]["step"].to(device, torch.float64), **moments}
 
@@ -201,3 +235,9 @@ class StackedAdam(torch.optim.Optimizer):
 
 def _learned(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def padded(values: Iterable[T], rows: int) -> list[T]:
+    """So many values: the last one again where there are fewer."""
+    found = [*values]
+    return [*found, *found[-1:] * (rows - len(found))]

@@ -154,7 +154,7 @@ class StackedVAE(lightning.LightningModule):
     def __init__(self, runs: Sequence[Run]) -> None:
         super().__init__()
         self.runs = runs
-        self.stack = Stack([run.model for run in runs])
+        self.stack = Stack([run.model for run in runs], runs[0].session.config.stack)
         self.adam = StackedAdam([*self.stack.parameters.values()], [run.optimizer for run in runs])
         self.losses: Sequence[Tensor] = ()
         self.means = {"epoch_means": Means(), "window_means": Means()}
@@ -177,11 +177,12 @@ class StackedVAE(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """() the sum of the runs' losses, whose gradient is that of each run for its own weights."""
         x, _ = batch
-        losses, values = self.stack.losses(x, NOISE, self.current_epoch, batch_idx, self.global_rank)
+        self.stack.draw(x, NOISE, self.current_epoch, batch_idx, self.global_rank)
+        losses, values = self.stack.losses(x)
         self.losses = losses.detach().unbind()
         for run, *own in zip(self.runs, *(value.unbind() for value in values.values()), strict=True):
             run.model.latest = dict(zip(values, own, strict=True))
-        stacked = torch.stack([*values.values()], 1)  # (N, M)
+        stacked = torch.stack([*values.values()], 1)  # (runs, metrics)
         for means in self.means.values():
             means.names = [f"train/{name}" for name in values]
             means.add(stacked, x.shape[1])
@@ -368,7 +369,7 @@ def _fit(sessions: Sequence[Session], checkpoints: Sequence[dict[str, Any] | Non
     modules = [session.datamodule for session in sessions]
     training = StackLoader([one.train_dataloader() for one in modules])
     splits = zip(*(one.val_dataloader() for one in modules), strict=True)
-    validation = [StackLoader(loaders) for loaders in splits] or None
+    validation = [StackLoader(loaders) for loaders in splits]
     first.stop.patient = True
     try:
         with complaints(), signals_are_ours(trainer):
