@@ -148,6 +148,7 @@ def keys() -> set[str]:
     return {path for path in found if not path.rpartition(".")[2].startswith("_")}
 
 
+@pytest.mark.slow
 def test_each_key_has_its_row_and_each_row_a_key() -> None:
     shipped = keys()
     assert sorted(path for path in shipped if row(path) is None) == []
@@ -162,6 +163,7 @@ def test_each_key_has_its_row_and_each_row_a_key() -> None:
     assert sorted(unused) == sorted(of_hydra)
 
 
+@pytest.mark.slow
 def test_shipped_values_hold_their_own_rules() -> None:
     for name in ESTIMATORS:
         for path, value in leaves(resolved(compose_job("train", [f"estimator={name}"]))):

@@ -56,6 +56,7 @@ def test_estimators_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "there is no mine (one of arm, concrete" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_on_a_terminal(tmp_path: Path) -> None:
     """With its progress bars, which a pipe does not show."""
     chosen = ["audit.estimators=[rloo,vimco]", "audit.reference_draws=2000", "audit.reference_error=0.001"]

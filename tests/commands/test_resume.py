@@ -50,7 +50,7 @@ def test_more_epochs_continue_a_completed_run(
     assert unequal(tmp_path / "whole", tmp_path / "longer") == []
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

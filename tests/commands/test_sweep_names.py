@@ -18,7 +18,7 @@ TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evalua
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param([], id="basic"),
+        pytest.param([], id="basic", marks=pytest.mark.slow),
         pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib", marks=pytest.mark.slow),
     ],
 )

@@ -104,6 +104,7 @@ def test_at_rest_leaves_modes_and_gradients_as_they_were() -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_importing_and_drawing_leave_matplotlib_as_it_was() -> None:
     code = """
 import sys

@@ -39,7 +39,8 @@ def scalars(folder: Path) -> list[tuple[str, ...]]:
         return [tuple(row) for row in csv.reader(file) if not row[1].startswith("time/")]
 
 
-@pytest.mark.parametrize("crash_at", [9, 13])  # 12 steps an epoch: within an epoch, and at the end of one
+# 12 steps an epoch: within an epoch, and at the end of one
+@pytest.mark.parametrize("crash_at", [9, pytest.param(13, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_run_with_it_resumes_to_the_last_bit(
     tmp_path: Path, whole: Callable[..., Path], door: str, crash_at: int, monkeypatch: pytest.MonkeyPatch

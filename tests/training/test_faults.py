@@ -263,6 +263,7 @@ def test_fault_test_script(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("5 faults, 0 failed")
 
 
+@pytest.mark.slow
 def test_ascii_without_a_terminal_and_with_closed_input(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=run"]

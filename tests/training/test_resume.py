@@ -52,7 +52,9 @@ ENDS += [("a number of steps within an epoch", step) for step in (26, 30)]
 ENDS += [(name, step) for name in list(OPTIONS)[1:] for step in ((2, 4, 7) if "acc" in name else (4, 12, 24))]
 
 
-@pytest.mark.parametrize(("name", "crash_at"), ENDS)
+@pytest.mark.parametrize(
+    ("name", "crash_at"), [*ENDS[::2], *(pytest.param(*end, marks=pytest.mark.slow) for end in ENDS[1::2])]
+)
 def test_wherever_the_run_ends(
     tmp_path: Path, whole: Whole, name: str, crash_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +88,7 @@ PRECISIONS = {name: ["estimator=muprop"] for name in ("32-true", "64-true", "bf1
 PRECISIONS["16-true"] = ["optimizer=sgd"]  # Adam's epsilon is 0 in float16
 
 
-@pytest.mark.parametrize("crash_at", [7, 17])
+@pytest.mark.parametrize("crash_at", [7, pytest.param(17, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision(
     tmp_path: Path, whole: Whole, precision: str, crash_at: int, monkeypatch: pytest.MonkeyPatch

@@ -67,7 +67,8 @@ def differing(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [path]
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_a_stack_is_the_run_alone(kind: str, tmp_path: Path) -> None:
     """Within rounding the ordinary run, to the last bit its stack of one; with all files and the same checkpoint.
 

@@ -16,7 +16,9 @@ from vi_lab.errors import UserError, ViLabError
 from vi_lab.training.trainer import hyperparameters
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "local_expectation" else n for n in ESTIMATORS]
+)
 def test_every_estimator_trains(tmp_path: Path, name: str) -> None:
     metrics = train(tmp_path, f"estimator={name}")
     assert metrics["step"] == 24

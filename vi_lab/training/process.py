@@ -62,7 +62,7 @@ def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = 
     count: int = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
     torch.set_num_threads(count)
     watch_cores(count)
-    if config.stack and (capability := torch.backends.cpu.get_cpu_capability()) in ("AVX2", "AVX512"):
+    if config.get("stack") and (capability := torch.backends.cpu.get_cpu_capability()) in ("AVX2", "AVX512"):
         # the rows of a stack lie at any address, by which MKL would sum in another order; read at its first product
         os.environ.setdefault("MKL_CBWR", f"{capability},STRICT")
     kind = config.accelerator.accelerator
