@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 # Streams: the first value folded into the seed, so that no two uses share noise.
-INIT, ORDER, PIXELS, NOISE, EVALUATION, PICTURES, IMPORTANCE = range(7)
+INIT, ORDER, PIXELS, NOISE, EVALUATION, PICTURES, IMPORTANCE, AUDIT = range(8)
 
 _MASK = (1 << 64) - 1
 

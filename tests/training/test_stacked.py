@@ -50,7 +50,7 @@ def stacked(made: list[VAE], rates: tuple[float, ...], x: Tensor) -> tuple[Stack
 def test_each_run_of_a_stack_takes_its_own_steps(name: str) -> None:
     """Own seed, learning rate and temperature: losses, weights and moving averages after three steps of Adam."""
     if name in NOT_STACKED:
-        with pytest.raises(TypeError, match="takes a derivative within its step, so its runs cannot be stacked"):
+        with pytest.raises(UserError, match="takes a derivative within its step, so its runs cannot be stacked"):
             Stack(models(name))
         return
     x = batches()
@@ -74,7 +74,7 @@ def test_each_run_of_a_stack_takes_its_own_steps(name: str) -> None:
 
 def test_models_that_differ_in_a_setting_are_refused() -> None:
     made = [build(config("estimator=rloo", f"estimator.samples={samples}"))[1] for samples in (2, 4)]
-    with pytest.raises(ValueError, match=r"models that differ in estimator\.samples cannot be stacked"):
+    with pytest.raises(UserError, match=r"models that differ in estimator\.samples cannot be stacked"):
         Stack(made)
 
 

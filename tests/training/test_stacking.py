@@ -13,7 +13,8 @@ import torch
 
 from tests.support import SMALL, TIME_LIMIT, composed, read_rows, refusal
 from vi_lab import cli
-from vi_lab.errors import UserError
+from vi_lab.commands import train
+from vi_lab.errors import Interrupted, UserError
 from vi_lab.models import VAE
 from vi_lab.runs.run import Run
 from vi_lab.runs.trust import load_checkpoint
@@ -117,15 +118,15 @@ def test_stacks_are_resumed_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.
     real, calls = torch.save, iter(range(100))
 
     def save(*arguments: Any, **named: Any) -> None:
-        if next(calls) == 4:  # the second checkpoint of the second run
+        if next(calls) in (4, 7):  # the second checkpoint of the second run, the third of the third
             raise Crash
         real(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
         stopped = sweep(tmp_path / "stopped", *options, code=1)
-    assert [run.state for run in map(Run, stopped)] == ["failed"] * 3
-    assert {load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] for folder in stopped} == {3, 6}
+    assert [run.state for run in map(Run, stopped)] == ["completed", "failed", "failed"]
+    assert [load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] for folder in stopped] == [24, 3, 6]
     assert cli.main(["train", f"resume={tmp_path / 'stopped'}"]) == 0
     for own, other in zip(whole, stopped, strict=True):
         assert read_rows(own) == read_rows(other)
@@ -180,12 +181,60 @@ def test_which_jobs_make_a_stack() -> None:
         ("compile=true", "compile=true"),
         ("callbacks=[early_stopping]", "callbacks"),
         ("trainer.gradient_clip_val=1.0", "a gradient_clip_val"),
+        ("+trainer.max_time='00:00:00:10'", "a max_time"),
         ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed, but 32-true and 64-true"),
     ],
 )
 def test_what_a_stack_does_not_do(override: str, named: str) -> None:
     with pytest.raises(UserError, match=f"stack=2: runs of a stack cannot have {named}; leave stack= out"):
         rehearse([composed("data=digits", "stack=2", override)])
+
+
+def test_whoever_made_the_latent_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of the user's own are not made for a trial, but the config is read."""
+    values = composed("data=digits", "stack=2", "optimizer=sgd")
+    values["latent"]["_target_"] = "mine.Latent"
+    with pytest.raises(UserError, match=r"stack=2: runs of a stack cannot have torch\.optim\.SGD"):
+        rehearse([values])
+
+
+def test_a_file_that_cannot_be_written_ends_one_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Another one speaks from then on, and its end is said and recorded at once."""
+    whole = sweep(tmp_path / "whole", "stack=2")
+    (tmp_path / "one/0-gumbel_softmax-s0/metrics.csv/in the way").mkdir(parents=True)
+    capfd.readouterr()
+    found = sweep(tmp_path / "one", "stack=2", code=1)
+    assert [run.state for run in map(Run, found)] == ["failed", "completed", "completed"]
+    assert "Is a directory" in (found[0] / "train.log").read_text()
+    assert "job 1 of 3 (0-gumbel_softmax-s0) failed: [Errno 21] Is a directory" in capfd.readouterr().err
+    assert metrics(whole[1]) == metrics(found[1])
+
+
+def test_audits_of_a_run_do_not_depend_on_its_company(tmp_path: Path) -> None:
+    audits = ["latent=2x10", "logger=csv", "audit.every_n_steps=8", "audit.samples=40", "trainer.max_epochs=1"]
+    together = sweep(tmp_path / "together", *audits, "stack=3")
+    one = tmp_path / "one"
+    assert cli.main(["train", *SMALL, *audits, "seed=2", "stack=3", f"hydra.run.dir={one}"]) == 0
+
+    def measured(folder: Path) -> list[str]:
+        return [line for line in (folder / "scalars.csv").read_text().splitlines() if "audit/" in line]
+
+    assert measured(together[2]) == measured(one) != []
+
+
+def test_a_signal_before_the_last_job_is_known_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    real = train.time_left
+
+    def interrupted(folder: Path, number: int) -> str:
+        if number == 2:
+            raise Interrupted(2)
+        return real(folder, number)
+
+    monkeypatch.setattr(train, "time_left", interrupted)
+    assert sweep(tmp_path, "stack=3", code=130) == []
+    assert "as one stack" not in capsys.readouterr().out
 
 
 def test_a_stack_needs_one_process(capsys: pytest.CaptureFixture) -> None:

@@ -71,7 +71,7 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
             return _train_stack(stacked, number, job)
         return work(partial(execute, job)) if parallel else execute(job)
     except BaseException as error:
-        if stacked and number not in stacked.outcomes:
+        if stacked and isinstance(error, Exception) and number not in stacked.outcomes:
             _train_stack(stacked, number, None)  # the others do not wait for it
         if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
             raise _failed(number, folder, error) from error
@@ -86,9 +86,8 @@ def _failed(number: int, folder: Path, error: Exception) -> ViLabError:
 
 
 def _train_stack(stacks: Stacks, number: int, job: Job | None) -> Callable[[], float]:
-    """Add a job to its stack, and say which jobs have failed where that was the last one."""
-    for other, (folder, error) in stacks.add(number, job).items():
-        stacks.outcomes[other] = _failed(other, folder, error)
+    """Add a job to its stack, which is trained where that was the last one."""
+    stacks.add(number, job, _failed)
 
     def result() -> float:
         outcome = stacks.outcomes[number]

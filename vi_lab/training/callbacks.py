@@ -19,6 +19,7 @@ from vi_lab.estimators.base import temperature_of
 from vi_lab.models import VAE
 from vi_lab.runs.files import LAST, write_csv
 from vi_lab.schedules import Schedule
+from vi_lab.seeding import AUDIT, seed_noise
 from vi_lab.training import loggers
 
 
@@ -282,6 +283,7 @@ class GradientAudit(Callback):
         if not due or not trainer.is_global_zero:
             return
         module = vae(pl_module)
+        seed_noise(module.device, module.seed, AUDIT, trainer.global_step)
         bench = Bench(module, batch[0][: self.batch], module.objective.beta)
         estimator = copy.deepcopy(module.estimator).eval()
         samples = estimator.samples if estimator.multi_sample else 0

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,8 +72,14 @@ def execute(job: Job) -> float:
         return _session(job, stop=stop).train()
 
 
-def execute_stack(jobs: Sequence[Job]) -> list[float | Exception]:
+def execute_stack(
+    jobs: Sequence[Job], failed: Callable[[int, Exception], Exception] = lambda number, error: error
+) -> list[float | Exception]:
     """Train jobs as one stack (see `vi_lab.training.stacking`), otherwise each as `execute` does.
+
+    Args:
+        failed: told at once of a job that has failed, by its place among the jobs, and why; returns what is to stand
+            for the error.
 
     Returns:
         of each job what `execute` returns, or the error that has ended it: the others go on.
@@ -91,7 +97,7 @@ def execute_stack(jobs: Sequence[Job]) -> list[float | Exception]:
         except StopIteration as end:
             outcomes[number] = end.value
         except Exception as failure:
-            outcomes[number] = failure
+            outcomes[number] = failed(number, failure)
         return None
 
     try:
@@ -103,21 +109,17 @@ def execute_stack(jobs: Sequence[Job]) -> list[float | Exception]:
             if sessions:
                 from vi_lab.training.stacking import fit_stacks
 
-                errors: Sequence[Exception | None]
-                try:
-                    with stop:
-                        errors = fit_stacks([*sessions.values()])
-                except Exception as failure:
-                    errors = [failure] * len(sessions)
-                for number, ended_by in zip(sessions, errors, strict=True):
-                    go_on(number, ended_by)
+                numbers = {session: number for number, session in sessions.items()}
+                fit_stacks([*numbers], lambda session, error: go_on(numbers[session], error))
+                for number in sorted(sessions.keys() - outcomes.keys()):
+                    go_on(number)
     except BaseException as error:
         told = error
         for stage in stages:  # those that are not at their end write how they were stopped
             try:
                 stage.throw(error)
-            except BaseException as own:  # which says how to go on
-                told = own
+            except BaseException as own:
+                told = told if own is error else own  # which says how to go on
         raise told from None
     return [outcomes[number] for number in range(len(jobs))]
 

@@ -43,6 +43,8 @@ def rehearse(configs: list[dict]) -> None:
 
 
 def _rehearse(config: DictConfig, values: dict) -> None:
+    if config.stack:
+        check_stackable(config, None)
     named = [(path, str(value)) for part in PARTS for path, value in leaves(values[part], part)]
     if all(target.startswith("vi_lab.") for path, target in named if path.endswith("._target_")):
         with torch.device("meta"):  # a class of the user's own may need real numbers

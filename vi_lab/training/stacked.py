@@ -68,17 +68,17 @@ class Stack:
             last digits of a run, which depend on N by how a library sums, do not depend on how many runs are left.
 
     Raises:
-        TypeError: their estimator takes a derivative within its step.
-        ValueError: they differ in a setting, which all would take from the first.
+        UserError: they differ in a setting, which all would take from the first; or their estimator takes a derivative
+            within its step.
     """
 
     def __init__(self, models: Sequence[VAE], rows: int = 0) -> None:
         for model in models[1:]:
             if differing := {name for name, _ in _settings(model) ^ _settings(models[0])}:
-                raise ValueError(f"models that differ in {', '.join(sorted(differing))} cannot be stacked")
+                raise UserError(f"models that differ in {', '.join(sorted(differing))} cannot be stacked")
         if models[0].estimator.differentiates:
             name = type(models[0].estimator).__name__
-            raise TypeError(f"{name} takes a derivative within its step, so its runs cannot be stacked")
+            raise UserError(f"{name} takes a derivative within its step, so its runs cannot be stacked")
         self.rows = max(rows, len(models))
         self.seeds = [model.seed for model in models]
         self.device = models[0].device

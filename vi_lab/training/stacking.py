@@ -18,11 +18,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vi_lab.adapters.lightning import complaints, resume_behind_epochs, signals_are_ours
-from vi_lab.errors import Interrupted, UserError, ViLabError
+from vi_lab.errors import Interrupted, UserError
 from vi_lab.models import VAE, Means
 from vi_lab.runs.trust import load_checkpoint
 from vi_lab.seeding import NOISE
 from vi_lab.training.checkpoints import AtomicCheckpointIO
+from vi_lab.training.display import ProgressDisplay
 from vi_lab.training.stacked import Stack, StackedAdam
 from vi_lab.training.trainer import make_trainer
 
@@ -30,21 +31,26 @@ if TYPE_CHECKING:
     from vi_lab.training.session import Session
 
 
-def check_stackable(config: DictConfig, model: VAE) -> None:
+def check_stackable(config: DictConfig, model: VAE | None) -> None:
     """Refuse what a stack does not do, before there is a folder.
+
+    Args:
+        model: None where it is not known yet.
 
     Raises:
         UserError: names it.
     """
     optimizer, precision = config.optimizer._target_, str(config.trainer.precision)
+    estimator = None if model is None else model.estimator
     refused = {
-        f"{type(model.estimator).__name__}, which takes a derivative within its step": model.estimator.differentiates,
+        f"{type(estimator).__name__}, which takes a derivative within its step": estimator and estimator.differentiates,
         f"{optimizer}, but Adam and AdamW": optimizer not in ("torch.optim.Adam", "torch.optim.AdamW"),
         "an amsgrad or maximize of the optimizer": config.optimizer.get("amsgrad") or config.optimizer.get("maximize"),
         "a lr_scheduler": config.lr_scheduler.scheduler is not None,
         "callbacks": bool(config.get("callbacks")),
         "compile=true": config.compile,
         "a gradient_clip_val": config.trainer.get("gradient_clip_val") is not None,
+        "a max_time": config.trainer.get("max_time") is not None,  # they would go on alone
         f"trainer.precision={precision}, but 32-true and 64-true": precision not in ("32", "64", "32-true", "64-true"),
         "several devices": config.accelerator.devices != 1,
     }
@@ -68,7 +74,7 @@ class Run:
         self.optimizer: torch.optim.Adam = configured
         self.trainer: Any = _OwnTrainer(trainer, session)
         self.callbacks = [one for one in self.trainer.callbacks if type(one).__module__.startswith("vi_lab.")]
-        self.error: ViLabError | None = None
+        self.error: Exception | None = None
         """What has ended this run; the others go on."""
 
     def load(self, checkpoint: dict[str, Any]) -> None:
@@ -210,9 +216,14 @@ class StackedVAE(lightning.LightningModule):
 
 
 class Callbacks(Checkpoint):
-    """The callbacks of all runs. Lightning calls a `Checkpoint` last, and makes none of its own beside it."""
+    """The callbacks of all runs. Lightning calls a `Checkpoint` last, and makes none of its own beside it.
 
-    def __init__(self) -> None:
+    Args:
+        failed: told at once of a run that has failed, and why.
+    """
+
+    def __init__(self, failed: Callable[[Session, Exception], None]) -> None:
+        self.failed = failed
         self.runs: Sequence[Run] = ()  # once there are some: they need the trainer, which needs this
 
     def _tell(self, hook: str, arguments: Callable[[int], tuple] = lambda run: ()) -> None:
@@ -222,7 +233,7 @@ class Callbacks(Checkpoint):
             arguments: of each run, besides trainer and module.
 
         Raises:
-            ViLabError: the last run has failed.
+            Exception: that of the last run: all have failed.
             Interrupted: a signal has asked to stop; all runs have been told.
         """
         interrupted: Interrupted | None = None
@@ -231,8 +242,8 @@ class Callbacks(Checkpoint):
                 for callback in run.callbacks if run.error is None else ():
                     if getattr(type(callback), hook, None) is not getattr(Callback, hook, None):
                         getattr(callback, hook)(run.trainer, run.model, *arguments(index))
-            except ViLabError as error:
-                run.error = error
+            except Exception as error:  # a loss that is not finite, a file that cannot be written: the others go on
+                self._end(run, error)
             except Interrupted as error:
                 interrupted = error
         if interrupted:
@@ -240,6 +251,22 @@ class Callbacks(Checkpoint):
         errors = [run.error for run in self.runs if run.error is not None]
         if len(errors) == len(self.runs):
             raise errors[-1]
+
+    def _end(self, run: Run, error: Exception) -> None:
+        """Leave a run out from now on; where it has spoken for all, another one does."""
+        run.error = error
+        self._show(run, "on_exception", error)
+        self.failed(run.session, error)
+        left = next((other for other in self.runs if other.error is None), None)
+        if left is not None and not run.session.voice.muted:
+            left.session.voice.muted = False
+            self._show(left, "on_train_start")
+
+    @staticmethod
+    def _show(run: Run, hook: str, *arguments: Any) -> None:
+        for callback in run.callbacks:
+            if isinstance(callback, ProgressDisplay):
+                getattr(callback, hook)(run.trainer, run.model, *arguments)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Of all runs."""
@@ -328,32 +355,48 @@ class StackCheckpointIO(AtomicCheckpointIO):
         return {**checkpoint, "state_dict": {}, "optimizer_states": [], "callbacks": {}}
 
 
-def fit_stacks(sessions: Sequence[Session]) -> list[ViLabError | None]:
+def fit_stacks(sessions: Sequence[Session], failed: Callable[[Session, Exception], object]) -> None:
     """Train prepared sessions as stacks: one, but where those that go on stand at different steps one for each step.
 
-    Returns:
-        what has ended each of them before its last step, if anything; its checkpoint is that from before.
+    Args:
+        failed: told at once what has ended a session before its last step; its checkpoint is that from before.
 
     Raises:
         Interrupted: a signal has stopped them; their checkpoints are written.
     """
-    checkpoints = [None if one.checkpoint is None else load_checkpoint(one.checkpoint) for one in sessions]
-    steps = [-1 if checkpoint is None else checkpoint["global_step"] for checkpoint in checkpoints]
-    errors: dict[int, ViLabError | None] = {}
-    for step in sorted(set(steps)):
-        chosen = [index for index, other in enumerate(steps) if other == step]
-        found = _fit([sessions[index] for index in chosen], [checkpoints[index] for index in chosen])
-        errors |= dict(zip(chosen, found, strict=True))
-    return [errors[index] for index in range(len(sessions))]
+    waiting: dict[int, list[tuple[Session, dict[str, Any] | None]]] = {}
+    for session in sessions:
+        checkpoint = None if session.checkpoint is None else load_checkpoint(session.checkpoint)
+        waiting.setdefault(checkpoint["global_step"] if checkpoint else 0, []).append((session, checkpoint))
+    for _, together in sorted(waiting.items()):
+        stopped: set[Session] = set()
+
+        def end(session: Session, error: Exception, stopped: set[Session] = stopped) -> None:
+            stopped.add(session)
+            failed(session, error)
+
+        members, checkpoints = zip(*together, strict=True)
+        try:
+            with members[0].stop:
+                _fit(members, checkpoints, end)
+        except Exception as error:
+            for session in members:
+                if session not in stopped:
+                    failed(session, error)
 
 
-def _fit(sessions: Sequence[Session], checkpoints: Sequence[dict[str, Any] | None]) -> list[ViLabError | None]:
+def _fit(
+    sessions: Sequence[Session],
+    checkpoints: Sequence[dict[str, Any] | None],
+    failed: Callable[[Session, Exception], None],
+) -> None:
     first, *others = sessions
+    check_stackable(first.config, first.model)
     if others:
         first.voice.say(f"{len(sessions)} runs train as one stack, of which this one speaks")
     for one in others:
         one.voice.muted = True
-    callbacks, files = Callbacks(), StackCheckpointIO()
+    callbacks, files = Callbacks(failed), StackCheckpointIO()
     trainer = make_trainer(first.config, default_root_dir=first.folder, callbacks=[callbacks], plugins=[files])
     resume_behind_epochs(trainer)
     first.datamodule.trainer = trainer  # whose device the data go to
@@ -374,12 +417,8 @@ def _fit(sessions: Sequence[Session], checkpoints: Sequence[dict[str, Any] | Non
     try:
         with complaints(), signals_are_ours(trainer):
             trainer.fit(module, training, validation, ckpt_path=first.checkpoint)
-    except ViLabError:
-        if any(run.error is None for run in callbacks.runs):
-            raise
     finally:
         first.stop.patient = False
         for one in others:
             one.voice.muted = False
     first.stop.serve("after the last epoch")
-    return [run.error for run in callbacks.runs]

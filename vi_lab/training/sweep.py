@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,21 +82,19 @@ class Stacks:
                 growing[alike].append(number)
                 self.members[number] = growing[alike]
 
-    def add(self, number: int, job: Job | None) -> dict[int, tuple[Path, Exception]]:
+    def add(self, number: int, job: Job | None, failed: Callable[[int, Path, Exception], Exception]) -> None:
         """Let a job wait; with the last one of its stack, train them.
 
         Args:
             job: None: there is nothing to train.
-
-        Returns:
-            of the jobs that have failed the number, the folder and the error.
+            failed: told at once of a job that has failed, by number, folder and error; returns what is to stand for
+                the error.
         """
         if job is not None:
             self.waiting[number] = job
         stack = self.members[number]
-        if number != stack[-1]:
-            return {}
-        jobs = {one: self.waiting.pop(one) for one in stack if one in self.waiting}
-        outcomes = dict(zip(jobs, execute_stack([*jobs.values()]), strict=True))
-        self.outcomes |= outcomes
-        return {one: (jobs[one].folder, found) for one, found in outcomes.items() if isinstance(found, Exception)}
+        if number == stack[-1]:
+            numbers = [one for one in stack if one in self.waiting]
+            jobs = [self.waiting.pop(one) for one in numbers]
+            outcomes = execute_stack(jobs, lambda place, error: failed(numbers[place], jobs[place].folder, error))
+            self.outcomes |= zip(numbers, outcomes, strict=True)
