@@ -53,8 +53,9 @@ def peak(step: Loop) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
+    held = least = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
-        most = max(most, held)
+        least = min(least, held)  # the last step's gradients are freed first
+        most = max(most, held - least)
     return most
