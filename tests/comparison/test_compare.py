@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.support import SMALL, TIME_LIMIT, composed
 from vi_lab import cli
 from vi_lab.commands.compare import default_folder
-from vi_lab.comparison import curves, groups, stats
+from vi_lab.comparison import curves, groups, stats, swept
 from vi_lab.comparison.compare import compare
 from vi_lab.comparison.documents import html, latex, markdown
 from vi_lab.comparison.groups import Section
@@ -499,6 +499,69 @@ def test_one_epoch_gives_each_group_a_row(tmp_path: Path) -> None:
         assert dots == [[[101.5, 0]], [[102.5, 1]], [[103.5, 2]]]
         assert axes[0].collections[0].get_paths()[0].vertices[:, 0].tolist() == [101, 102]  # ± standard error
         assert "rloo" in drawn[name].svg()
+
+
+def test_a_swept_number_is_an_axis(tmp_path: Path) -> None:
+    """One: a line for each estimator, with the relaxed loss beside the unrelaxed one."""
+    for name, best in (("gumbel_softmax", 0.5), ("concrete", 1.0)):
+        for tau in (0.1, 0.5, 1.0):
+            for seed in range(2):
+                val = 99 + best + 10 * abs(math.log(tau / best)) + seed
+                write_run(tmp_path / f"{name}-{tau}-{seed}", f"estimator={name}", f"temperature={tau}", seed=seed,
+                          val=val, test=val)  # fmt: skip
+    (section,) = compared(tmp_path).sections
+    assert swept.swept_numbers(section) == ["temperature"]
+    assert [one.name for one in swept.series(section, ["temperature"])] == ["gumbel_softmax", "concrete"]
+    (drawn,) = swept.over_numbers(compared(tmp_path))
+    assert (drawn.name, drawn.caption) == ("loss_over_temperature", "Loss over temperature")
+    losses, training = drawn.figure.axes
+    assert losses.get_xscale() == "log"
+    first = losses.containers[0]
+    places, means = first.lines[0].get_data()
+    assert places.tolist() == [0.1, 0.5, 1.0]
+    assert means.tolist() == pytest.approx([100 + 10 * abs(math.log(t / 0.5)) for t in (0.1, 0.5, 1.0)])
+    bars = [segment[:, 1].tolist() for segment in first.lines[2][0].get_segments()]
+    assert bars[1] == pytest.approx([99.5, 100.5])  # ± standard error
+    # solid unrelaxed (test - 1), dashed relaxed (test - 2)
+    unrelaxed, relaxed = training.containers[:2]
+    assert (unrelaxed.lines[0].get_linestyle(), relaxed.lines[0].get_linestyle()) == ("-", "--")
+    gap = unrelaxed.lines[0].get_ydata() - relaxed.lines[0].get_ydata()
+    assert gap.tolist() == pytest.approx([1, 1, 1])
+    assert "gumbel_softmax" in drawn.svg()
+    write(compared(tmp_path), tmp_path / "comparison")
+    assert (tmp_path / "comparison/loss_over_temperature.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_swept_numbers_are_a_map(tmp_path: Path) -> None:
+    grid = [(tau, rate) for tau in (0.1, 0.5, 1.0) for rate in (1e-4, 1e-3, 1e-2)]
+    for tau, rate in grid[:-1]:  # one is missing
+        write_run(tmp_path / f"{tau}-{rate}", f"temperature={tau}", f"optimizer.lr={rate}", val=100 + tau + 10 * rate)
+    (drawn,) = swept.over_numbers(compared(tmp_path))
+    assert drawn.name == "loss_over_temperature_optimizer.lr"
+    heat, bar = drawn.figure.axes
+    values = heat.images[0].get_array().filled(math.nan)
+    assert values.shape == (3, 3)
+    assert values[1, 0] == pytest.approx(100 + 0.1 + 10 * 1e-3)  # a row for each rate, a column for each temperature
+    assert np.isnan(values[2, 2])
+    assert np.isnan(values).sum() == 1
+    assert [text.get_text() for text in heat.get_xticklabels()] == ["0.1", "0.5", "1.0"]
+    assert bar.get_ylabel() == "validation loss"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [["estimator=rloo"], ["estimator=gaussian"]],
+        [["temperature=0.5"], ["temperature=1.0"]],  # the table says it
+        [["network.encoder.hidden=[8]"], ["network.encoder.hidden=[9]"], ["network.encoder.hidden=[10]"]],
+        [[f"temperature={t}", f"optimizer.lr={r}", f"latent.variables={n}"] for t in (1, 2, 3) for r in (1, 2, 3)
+         for n in (1, 2, 3)],
+    ],
+)  # fmt: skip
+def test_no_axis(tmp_path: Path, overrides: list[list[str]]) -> None:
+    for index, own in enumerate(overrides):
+        write_run(tmp_path / str(index), *own)
+    assert swept.over_numbers(compared(tmp_path)) == []
 
 
 def test_where_the_files_go(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

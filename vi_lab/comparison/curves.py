@@ -131,9 +131,9 @@ def _panel(
     axes.set_xlabel(label, color=INK)
     axes.set_ylabel(_loss_label(section), color=INK)
     axes.set_title(f"{section.title}; band: ± standard error over seeds", color=INK, fontsize=10, loc="left")
-    _ink(axes)
+    ink(axes)
     axes.grid(alpha=0.3)
-    legend = axes.legend(lines, map(_legend_text, drawn), frameon=False, fontsize=8, labelcolor=INK,
+    legend = axes.legend(lines, map(legend_text, drawn), frameon=False, fontsize=8, labelcolor=INK,
                          loc="center left", bbox_to_anchor=(1.01, 0.5))  # fmt: skip
     for text in (*legend.get_texts(), axes.title):
         text.set_parse_math(False)  # a dollar in a name is a dollar
@@ -154,9 +154,9 @@ def _dots(
         Column(_loss_label(section), losses, errors=errors),
         Column(label.replace(" (", "\n("), places, log=wide),
     ]
-    dot_rows(panels, [_legend_text(name) for name in groups], columns[: len(panels)], [looks[g] for g in groups])
+    dot_rows(panels, [legend_text(name) for name in groups], columns[: len(panels)], [looks[g] for g in groups])
     for axes in panels:
-        _ink(axes)
+        ink(axes)
         axes.xaxis.label.set_color(INK)
         for text in axes.get_yticklabels():
             text.set_parse_math(False)
@@ -170,14 +170,16 @@ def _loss_label(section: Section) -> str:
     return f"{'validation' if _loss(section) == 'val/loss' else 'training, unrelaxed'} loss (nats per image)"
 
 
-def _ink(axes: Axes) -> None:
+def ink(axes: Axes) -> None:
+    """Axes in the ink of the page."""
     axes.tick_params(which="both", color=INK, labelcolor=INK)
     for side, spine in axes.spines.items():
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
 
 
-def _legend_text(name: str) -> str:
+def legend_text(name: str) -> str:
+    """The name of a group as a label."""
     # matplotlib leaves labels out that begin with an underscore
     text = f" {name}" if name.startswith("_") else name
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -306,7 +306,7 @@ def alike(records: list[Record]) -> list[Record]:
 
 def labels(settings: list[dict[str, Any]]) -> list[str]:
     """A name for each group: the estimator, and the fewest settings that tell groups of that estimator apart."""
-    keys = {c["name"]: _distinguishing([other for other in settings if other["name"] == c["name"]]) for c in settings}
+    keys = {c["name"]: distinguishing([other for other in settings if other["name"] == c["name"]]) for c in settings}
     names: list[str] = []
     for config in settings:
         parts = [
@@ -334,7 +334,7 @@ def run_labels(runs: list[Run]) -> list[str]:
     return names
 
 
-def _distinguishing(rivals: list[dict[str, Any]]) -> list[str]:
+def distinguishing(rivals: list[dict[str, Any]]) -> list[str]:
     """Settings, in the order of the config, of which none is needless to tell the rivals apart.
 
     What follows from another setting (schedule.start from temperature) is so left out.

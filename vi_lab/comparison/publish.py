@@ -9,6 +9,7 @@ from vi_lab.comparison.curves import figures
 from vi_lab.comparison.documents import html, latex, markdown
 from vi_lab.comparison.groups import Comparison, LeftOut
 from vi_lab.comparison.notes import gathered, notes
+from vi_lab.comparison.swept import over_numbers
 from vi_lab.comparison.tables import columns, explanation, group_rows, run_rows
 from vi_lab.console import Heading, Terminal, make_console, print_tables
 from vi_lab.errors import complain, nearby, one_line, printable
@@ -47,7 +48,7 @@ def _cut(reason: str, most: int) -> str:
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """All files into `folder`, which is made; returns them."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = figures(comparison)
+    drawn = [*figures(comparison), *over_numbers(comparison)]
     texts = {
         "comparison.csv": group_rows(comparison).to_csv(index=False, lineterminator="\n"),
         "comparison_runs.csv": run_rows(comparison).to_csv(index=False, lineterminator="\n"),
