@@ -70,4 +70,7 @@ def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = 
         return "cuda", count
     if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available()):
         return "mps", count
+    # Lightning has torch look for GPUs by NVML, and its optimizers do so at each step: where there is none, a library
+    # is sought in vain each time, which takes a tenth of the step
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     return "cpu", count
