@@ -42,13 +42,13 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
     """One job of Hydra's: what it is called and where it writes, then `execute`. Of a job that waits for others of its
     stack, what tells its result once all have been trained."""
     of_hydra = HydraConfig.get()
-    number = of_hydra.job.num if of_hydra.mode == RunMode.MULTIRUN else 0
-    stacked = stacks if stacks is not None and number in stacks.members else None
     folder = Path(of_hydra.runtime.output_dir)
     sweep = of_hydra.mode == RunMode.MULTIRUN
+    number = of_hydra.job.num if sweep else 0
+    stacked = stacks if stacks is not None and number in stacks.members else None
     parallel = sweep and "BasicLauncher" not in of_hydra.launcher._target_
     resume, config.resume = config.resume is not None, None
-    label = f"{standing(of_hydra.job.num)}: " if sweep else ""
+    label = f"{standing(number)}: " if sweep else ""
     try:
         if resume and (done := completed(folder, stored_config(folder, config))) is not None:
             print(printable(f"{label}{folder.name if sweep else nearby(folder)} is completed"))
@@ -56,7 +56,7 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
                 _train_stack(stacked, number, None)
             return done
         if sweep:
-            print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir), of_hydra.job.num)}"), flush=True)
+            print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir), number)}"), flush=True)
         words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
         options = {
             "command": shlex.join(["vi-lab", "train", *words]),

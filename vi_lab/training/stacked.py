@@ -128,7 +128,9 @@ class Stack:
             UserError: the step cannot be batched.
         """
         tape, noise = self._drawn[x.shape]
-        runs, x = len(x), torch.stack(padded(x, self.rows))
+        runs, idle = len(x), self.rows - len(x)
+        if idle:
+            x = torch.cat([x, x[-1:].expand(idle, *x.shape[1:])])
 
         def losses(
             parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, noise: list[Tensor]

@@ -76,6 +76,14 @@ class Run:
         self.callbacks = [one for one in self.trainer.callbacks if type(one).__module__.startswith("vi_lab.")]
         self.error: Exception | None = None
         """What has ended this run; the others go on."""
+        self._hearing: dict[str, list[Callback]] = {}
+
+    def hearing(self, hook: str) -> list[Callback]:
+        """The callbacks that do something at a hook: found out once, as some hooks come at each step."""
+        if hook not in self._hearing:
+            nothing = getattr(Callback, hook, None)
+            self._hearing[hook] = [one for one in self.callbacks if getattr(type(one), hook, None) is not nothing]
+        return self._hearing[hook]
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -239,9 +247,8 @@ class Callbacks(Checkpoint):
         interrupted: Interrupted | None = None
         for index, run in enumerate(self.runs):
             try:
-                for callback in run.callbacks if run.error is None else ():
-                    if getattr(type(callback), hook, None) is not getattr(Callback, hook, None):
-                        getattr(callback, hook)(run.trainer, run.model, *arguments(index))
+                for callback in run.hearing(hook) if run.error is None else ():
+                    getattr(callback, hook)(run.trainer, run.model, *arguments(index))
             except Exception as error:  # a loss that is not finite, a file that cannot be written: the others go on
                 self._end(run, error)
             except Interrupted as error:
