@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -89,14 +89,15 @@ def _initialized() -> AbstractContextManager:
     return initialize_config_dir(str(CONFIG_DIR), version_base=VERSION_BASE)
 
 
-def _search_path(config_dir: str | None) -> list[str]:
+def search_path(config_dir: str | None) -> list[str]:
+    """The override with which Hydra finds the user's own configs."""
     return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
 
 
 def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
     with _initialized():
-        config = compose(name, [*overrides, *_search_path(config_dir)], return_hydra_config=True)
+        config = compose(name, [*overrides, *search_path(config_dir)], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
 
@@ -120,6 +121,11 @@ def split_sweep(overrides: list[str]) -> list[list[str]]:
         return jobs_of_sweep(overrides)
 
 
+def key_of(override: str) -> str:
+    """The key of an override, as it stands there."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def swept_keys(overrides: list[str]) -> list[str]:
     """The keys that are given several values."""
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -139,7 +145,7 @@ def swept_subdir(overrides: list[str]) -> str | None:
     return f"${{hydra.job.num}}-${{name}}-${{swept:${{hydra.overrides.task}},[{','.join(swept)}]}}-s${{seed}}"
 
 
-def _swept(overrides: ListConfig, keys: ListConfig) -> str:
+def swept_text(overrides: Iterable[str], keys: Iterable[str]) -> str:
     """The values of some keys in a job's overrides, as a part of a folder's name: short, and safe everywhere."""
     found = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     short = {key: re.split(r"[./]", key)[-1] for key in keys}
@@ -149,14 +155,14 @@ def _swept(overrides: ListConfig, keys: ListConfig) -> str:
     return text if len(text) <= 80 else f"{text[:70]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-OmegaConf.register_new_resolver("swept", _swept, replace=True)
+OmegaConf.register_new_resolver("swept", swept_text, replace=True)
 OmegaConf.register_new_resolver("numbered", lambda index, numbers: numbers[index], replace=True)
 
 
 def choices_of_groups(name: str, config_dir: str | None) -> dict[str, list[str]]:
     """The choices of each group, for the command `name`."""
     with _initialized():
-        return groups(name, _search_path(config_dir))
+        return groups(name, search_path(config_dir))
 
 
 def complete_override(name: str, word: str, before: list[str], multirun: bool, config_dir: str | None) -> list[str]:
@@ -168,7 +174,7 @@ def complete_override(name: str, word: str, before: list[str], multirun: bool, c
     """
     for words in (before, []):
         with suppress(HydraException, OmegaConfBaseException), _initialized():
-            return completions(name, word, [*words, *_search_path(config_dir)], multirun)
+            return completions(name, word, [*words, *search_path(config_dir)], multirun)
     return []
 
 
@@ -181,11 +187,30 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
     Raises:
         UserError: the first mistake that is found.
     """
+
+    def jobs() -> Iterator[list[str]]:  # where they are split, a mistake is told as those within one are
+        yield from split_sweep(overrides) if multirun else [overrides]
+
+    return check_jobs(name, jobs(), config_dir, overrides)
+
+
+def check_jobs(
+    name: str, jobs: Iterable[list[str]], config_dir: str | None = None, overrides: list[str] | None = None
+) -> list[dict]:
+    """Compose and check jobs.
+
+    Args:
+        jobs: the overrides of each.
+        overrides: what they come from, for the message where these cannot be told apart.
+
+    Raises:
+        UserError: the first mistake that is found.
+    """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
     shipped = _SHIPPED.setdefault(name, {}) if config_dir is None else {}
     configs = []
-    job = overrides
+    job = overrides or []
 
     def without(key: str) -> DictConfig:
         try:
@@ -194,7 +219,7 @@ def check_overrides(name: str, overrides: list[str], multirun: bool, config_dir:
             return compose_job(name, [], config_dir)
 
     try:
-        for job in split_sweep(overrides) if multirun else [overrides]:
+        for job in jobs:
             config = compose_job(name, job, config_dir)
             chosen = {
                 group: choice

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
-from vi_lab.errors import printable
+from vi_lab.errors import printable, printable_lines
 
 PATIENCE = 30.0
 """Seconds between plain lines of progress where there is no terminal."""
@@ -33,7 +33,7 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Where rich makes text of each `str` that it prints."""
-        return super().render_str(_lines(text), **options)
+        return super().render_str(printable_lines(text), **options)
 
     def say(self, text: object, style: str | None = None) -> None:
         """Print a line, or several. A log is not folded."""
@@ -54,10 +54,6 @@ class Terminal(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Raises the BrokenPipeError at hand, where rich would end the process in its own way."""
         raise  # rich calls this where it handles the error
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
 
 
 class Words(TextColumn):

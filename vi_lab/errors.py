@@ -54,6 +54,11 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(value))
 
 
+def printable_lines(text: str) -> str:
+    """`printable`, line by line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def nearby(path: Path) -> Path:
     """How a path is shown: from the working directory where it is inside of that, otherwise as it is."""
     try:

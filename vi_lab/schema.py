@@ -119,6 +119,7 @@ class Mark(Flag):
     SHOWN = auto()  # distinguishes runs in TensorBoard's table of hyperparameters
     FOLDER = auto()  # names a folder, which a shell completes
     STACK = auto()  # runs that differ in it are trained as one stack
+    JOB = auto()  # says where and how a job of a named sweep is run, and not what it is
 
 
 class Key(NamedTuple):
@@ -128,8 +129,8 @@ class Key(NamedTuple):
     marks: Mark = Mark(0)
 
 
-RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN, FOLDER, STACK = Mark
-_EVERYWHERE = RESUME | REPRODUCE | SWEEP | AUDIT | INCIDENTAL
+RESUME, REPRODUCE, SWEEP, AUDIT, INCIDENTAL, SHOWN, FOLDER, STACK, JOB = Mark
+_EVERYWHERE = RESUME | REPRODUCE | SWEEP | AUDIT | INCIDENTAL | JOB
 
 KEYS: dict[str, Key] = {
     # of all commands, and of Hydra
@@ -146,7 +147,15 @@ KEYS: dict[str, Key] = {
         ),
         AUDIT | FOLDER,
     ),
-    "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL | FOLDER),
+    "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL | FOLDER | JOB),
+    "sweep": Key(
+        Rule(
+            lambda v: v is None or (isinstance(v, str) and re.fullmatch(r"(?!\.)[\w.+-]{1,100}", v) is not None),
+            "a name of letters, digits and _.+-",
+        ),
+        INCIDENTAL | JOB,
+    ),
+    "retries": Key(_whole(0, 1000), INCIDENTAL | JOB),
     "weights": Key(_one_of("last", "best")),
     "split": Key(_one_of("test", "val")),
     # what a run is called and repeats
@@ -157,10 +166,10 @@ KEYS: dict[str, Key] = {
         ),
         INCIDENTAL | AUDIT,
     ),
-    "tags": Key(TAGS, RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN | STACK),
+    "tags": Key(TAGS, RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN | STACK | JOB),
     "notes": Key(
         Rule(lambda v: v is None or (isinstance(v, str) and len(v) <= 10_000), "a text of up to 10,000 characters"),
-        RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN | STACK,
+        RESUME | REPRODUCE | SWEEP | INCIDENTAL | SHOWN | STACK | JOB,
     ),
     "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN | STACK),
     # data
@@ -250,7 +259,7 @@ KEYS: dict[str, Key] = {
     "callbacks*": Key(None),
     "logger": Key(None, RESUME | REPRODUCE | INCIDENTAL),  # the group's choice
     "logger.*": Key(None, INCIDENTAL),
-    "paths.*": Key(TEXT, INCIDENTAL | AUDIT | FOLDER),
+    "paths.*": Key(TEXT, INCIDENTAL | AUDIT | FOLDER | JOB),
     "compatible_latents": Key(NAMES),
     # what users add, where the library itself would find a mistake late or never
     "optimizer.eps": Key(FRACTION),

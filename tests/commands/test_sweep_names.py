@@ -10,7 +10,7 @@ from omegaconf import ListConfig
 from tests.support import SMALL
 from vi_lab import cli
 from vi_lab.commands.launch import _swept_in_vain
-from vi_lab.config import _swept, check_overrides, swept_subdir
+from vi_lab.config import check_overrides, swept_subdir, swept_text
 
 TINY = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evaluation.samples=null"]
 
@@ -55,7 +55,7 @@ def test_nothing_but_estimator_and_seed_needs_no_more() -> None:
 
 def test_names_are_short_and_safe() -> None:
     def name(overrides: list[str], *keys: str) -> str:
-        return _swept(ListConfig(overrides), ListConfig(list(keys)))
+        return swept_text(ListConfig(overrides), ListConfig(list(keys)))
 
     assert name(["data.root=/a/../b c", "seed=1"], "data.root") == "root=_a_.._b_c"
     both = ["network.encoder.hidden=[1]", "network.decoder.hidden=[2]"]

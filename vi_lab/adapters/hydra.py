@@ -12,17 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import version
+from hydra import initialize_config_dir, version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-from hydra.types import RunMode
-from omegaconf import OmegaConf
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from vi_lab.errors import UserError
 
@@ -64,6 +68,49 @@ def start(task: Callable[[Any], Any], arguments: argparse.Namespace, config_dir:
         config_path=str(config_dir),
         config_name=config_name,
     )
+
+
+class Launch:
+    """The launcher that a config names, for batches of jobs that somebody else has chosen.
+
+    Args:
+        config: of the sweep.
+        launcher: set up.
+    """
+
+    def __init__(self, config: DictConfig, launcher: Launcher) -> None:
+        self.launcher = launcher
+        self.parallel = not isinstance(launcher, BasicLauncher)
+        """Whether jobs run in processes of their own."""
+        self.yaml = OmegaConf.to_yaml(config)
+        """What Hydra keeps of a sweep as multirun.yaml."""
+
+    def __call__(self, jobs: list[list[str]], first: int) -> None:
+        """Run jobs, and raise what they raise.
+
+        Args:
+            jobs: the overrides of each.
+            first: the number of the first.
+        """
+        for job in self.launcher.launch(jobs, initial_job_idx=first):
+            _ = job.return_value
+
+
+def launcher(task: Callable[[Any], Any], overrides: list[str], config_dir: Path, config_name: str) -> Launch:
+    """What Hydra's sweepers launch jobs with. Hydra is initialized by it, until the process ends.
+
+    Args:
+        task: called with the composed config of each job.
+        overrides: of the sweep.
+    """
+    GlobalHydra.instance().clear()
+    initialize_config_dir(str(config_dir), job_name="train", version_base=VERSION_BASE)
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    config = hydra.compose_config(config_name, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, True)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    made = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+    return Launch(config, made)
 
 
 def jobs_of_sweep(overrides: list[str]) -> list[list[str]]:

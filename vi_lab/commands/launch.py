@@ -54,7 +54,7 @@ def launch(name: str, task: Task, argv: list[str]) -> int:
         hand_over(name, task, arguments)
         return 0
     configs = checked(name, arguments)
-    _rehearse([config for config in configs if "estimator" in config and config["run"] is None])
+    rehearse_all([config for config in configs if "estimator" in config and config["run"] is None])
     with _own_folder(name, arguments):
         hand_over(name, task, arguments)
     return 0
@@ -76,7 +76,7 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         check_loggers(config, "resume")
     if resuming:
         check_folders(configs, arguments.overrides)
-    _rehearse(configs)
+    rehearse_all(configs)
     if not arguments.multirun:
         with _own_folder("train", arguments):
             hand_over("train", task, arguments)
@@ -125,7 +125,7 @@ def checked(name: str, arguments: argparse.Namespace) -> list[dict]:
     return configs
 
 
-def _rehearse(configs: list[dict]) -> None:
+def rehearse_all(configs: list[dict]) -> None:
     """Find what only constructors know, before there is a folder."""
     if configs and main_process():
         load("torch", "lightning")  # now that nothing else is wrong

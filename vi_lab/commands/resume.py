@@ -15,7 +15,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from vi_lab.config import explain, parse_values, plain, put_values, quote, resolved, split_sweep, swept_keys
+from vi_lab.config import explain, key_of, parse_values, plain, put_values, quote, resolved, split_sweep, swept_keys
 from vi_lab.errors import UserError, nearby, printable
 from vi_lab.runs.files import CONFIG_FILE
 from vi_lab.runs.run import Run, finished
@@ -79,7 +79,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         task, own = ([str(o) for o in values["hydra"]["overrides"][kind]] for kind in ("task", "hydra"))
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: not a sweep of vi-lab train") from error
-    task = [override for override in task if _key(override) != "resume"]  # of the last time
+    task = [override for override in task if key_of(override) != "resume"]  # of the last time
     if (length := sum(map(len, task))) > LONGEST:
         raise UserError(f"{file}: overrides of {length} characters, more than {LONGEST}")
     for override in task:
@@ -87,7 +87,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
             raise UserError(f"{file}: {override}: not a value, so it is not taken over")
     kept = []
     for override in own:
-        key = _key(override)
+        key = key_of(override)
         if key in ("hydra.mode", "hydra.sweep.dir", "hydra.run.dir"):
             continue
         named = key == "hydra.sweep.subdir" and _stays_inside(override.partition("=")[2])
@@ -98,13 +98,13 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         swept = swept_keys(task)
     except HydraException as error:
         raise UserError(f"{file}: {explain(error)}") from error
-    more = [override for override in overrides if _key(override) in {*swept, "seed"}]
+    more = [override for override in overrides if key_of(override) in {*swept, "seed"}]
     parsed = parse_values([o for o in overrides if o not in more], RESUME | SWEEP, "resume=")
     before = dict(leaves(values))
     epochs, least = dict(parsed).get("trainer.max_epochs"), before.get("trainer.max_epochs")
     if isinstance(epochs, int) and isinstance(least, int) and epochs < least:
         raise UserError(f"trainer.max_epochs={epochs}: the jobs of this sweep have {least}; wanted more")
-    of_hydra = [override for override in overrides if _key(override).startswith("hydra")]
+    of_hydra = [override for override in overrides if key_of(override).startswith("hydra")]
     given = [override for override in overrides if override not in of_hydra]
     # nothing is fetched on the word of somebody else's folder
     wanted = _replaced(task, ["data.download=false", *given])
@@ -120,14 +120,10 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
     return ["-m", *wanted, f"resume={where}", f"hydra.sweep.dir={where}", *_replaced(kept, of_hydra)]
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
 def _replaced(overrides: list[str], others: list[str]) -> list[str]:
     """Overrides with others, each in the place of the one with its key."""
-    found = {_key(override): override for override in overrides}
-    return [*(found | {_key(override): override for override in others}).values()]
+    found = {key_of(override): override for override in overrides}
+    return [*(found | {key_of(override): override for override in others}).values()]
 
 
 def _stays_inside(subdir: str) -> bool:
@@ -147,7 +143,7 @@ def check_folders(configs: list[dict], overrides: list[str]) -> None:
         configs: of the jobs.
         overrides: of the sweep.
     """
-    subdirs = [override for override in overrides if _key(override) == "hydra.sweep.subdir"] or ["${name}"]
+    subdirs = [override for override in overrides if key_of(override) == "hydra.sweep.subdir"] or ["${name}"]
     keys = re.findall(r"\$\{([\w.]+)\}", subdirs[-1])
     for values in map(dict, map(leaves, configs)):
         for key in keys:
@@ -173,7 +169,7 @@ def _numbers(before: list[str], after: list[str], swept: set[str], known: re.Mat
             split = split_sweep(overrides)
         except HydraException as error:
             raise UserError(explain(error)) from error
-        settings = [{"seed": str(seed)} | {_key(o): o.partition("=")[2] for o in job} for job in split]
+        settings = [{"seed": str(seed)} | {key_of(o): o.partition("=")[2] for o in job} for job in split]
         return [tuple((key, values[key]) for key in sorted(swept)) for values in settings]
 
     there, wanted = jobs(before), jobs(after)

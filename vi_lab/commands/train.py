@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,34 @@ from omegaconf import DictConfig
 
 from vi_lab.arguments import unquote
 from vi_lab.commands.launch import Abort, launch_training
+from vi_lab.commands.named import again, launch_named, name_of
 from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
-from vi_lab.config import only_asks, read_arguments, swept_keys
+from vi_lab.config import key_of, only_asks, read_arguments, swept_keys
 from vi_lab.errors import UserError, ViLabError, complain, nearby, one_line, printable
+from vi_lab.runs.jobs import Jobs, Record
+from vi_lab.runs.run import finished
 from vi_lab.runs.trust import read_yaml
+from vi_lab.schema import JOB, has
 from vi_lab.training.execution import Job, execute
 from vi_lab.training.sweep import Stacks, standing, time_left
 from vi_lab.training.workers import work
 
+DRY_RUN = "--dry-run"
+
 
 def main(argv: list[str]) -> int:
     """Train what the overrides say, or go on with the run or the sweep that `resume=` names."""
-    arguments = read_arguments(argv)
+    dry_run = DRY_RUN in argv
+    arguments = read_arguments([word for word in argv if word != DRY_RUN])
     folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null") or only_asks(arguments):
+    resumed = bool(folders) and folders[-1] not in ("", "null")
+    if name_of(arguments.overrides) is not None and not only_asks(arguments):
+        if resumed:
+            raise UserError("resume= and sweep=: the same command again goes on with a named sweep; leave resume= out")
+        return launch_named(task, arguments, dry_run)
+    if dry_run:
+        raise UserError(f"{DRY_RUN}: lists the jobs of a named sweep; give -m sweep=NAME")
+    if not resumed or only_asks(arguments):
         return launch_training(task, argv)
     folder, others = Path(unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
     if (folder / "multirun.yaml").is_file():
@@ -38,44 +52,82 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[], float]:
+def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[], float] | None:
     """One job of Hydra's: what it is called and where it writes, then `execute`. Of a job that waits for others of its
-    stack, what tells its result once all have been trained."""
+    stack, what tells its result once all have been trained; None of a job of a named sweep that another worker has,
+    or that has failed, as its files say."""
     of_hydra = HydraConfig.get()
-    folder = Path(of_hydra.runtime.output_dir)
-    sweep = of_hydra.mode == RunMode.MULTIRUN
-    number = of_hydra.job.num if sweep else 0
+    folder, sweep = Path(of_hydra.runtime.output_dir), Path(of_hydra.sweep.dir)
+    in_sweep = of_hydra.mode == RunMode.MULTIRUN
+    number = of_hydra.job.num if in_sweep else 0
     stacked = stacks if stacks is not None and number in stacks.members else None
-    parallel = sweep and "BasicLauncher" not in of_hydra.launcher._target_
-    resume, config.resume = config.resume is not None, None
-    label = f"{standing(number)}: " if sweep else ""
+    parallel = in_sweep and "BasicLauncher" not in of_hydra.launcher._target_
+    resume, named = config.resume is not None, config.sweep is not None
+    config.resume, config.sweep, config.retries = None, None, 0  # they say nothing of the run
+    label = f"{standing(number)}: " if in_sweep else ""
+    words = [word for word in of_hydra.overrides.task if not has(key_of(word), JOB)]
+    options = {
+        "command": shlex.join(["vi-lab", "train", *words]),
+        "workers": of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
+        "label": label,
+        "bar": not parallel,
+    }
+    if named:
+        options["swept"] = _values(words, Record(sweep).swept)
+        job = Job(config, folder, options, sweep)
+        try:
+            return work(partial(_do_claimed, job)) if parallel else _do_claimed(job)
+        except KeyboardInterrupt as error:
+            raise Abort(error) from None
     try:
         if resume and (done := completed(folder, stored_config(folder, config))) is not None:
-            print(printable(f"{label}{folder.name if sweep else nearby(folder)} is completed"))
+            print(printable(f"{label}{folder.name if in_sweep else nearby(folder)} is completed"))
             if stacked:
                 _train_stack(stacked, number, None)
             return done
-        if sweep:
-            print(printable(f"{label}{folder.name}{time_left(Path(of_hydra.sweep.dir), number)}"), flush=True)
-        words = [word for word in of_hydra.overrides.task if not word.startswith("resume=")]
-        options = {
-            "command": shlex.join(["vi-lab", "train", *words]),
-            "workers": of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
-            "label": label,
-            "bar": not parallel,
-            "resume": resume and (folder / "status.json").is_file(),  # a job that is new has nothing to go on from
-            "swept": _swept(Path(of_hydra.sweep.dir), words) if sweep else {},
-        }
-        job = Job(config, folder, options, Path(of_hydra.sweep.dir) if sweep else None)
+        if in_sweep:
+            print(printable(f"{label}{folder.name}{time_left(sweep, number)}"), flush=True)
+            options["swept"] = _values(
+                words, swept_keys(read_yaml(sweep, "multirun.yaml")["hydra"]["overrides"]["task"])
+            )
+        options["resume"] = resume and (folder / "status.json").is_file()  # what is new has nothing to go on from
+        job = Job(config, folder, options, sweep if in_sweep else None)
         if stacked:
             return _train_stack(stacked, number, job)
         return work(partial(execute, job)) if parallel else execute(job)
     except BaseException as error:
         if stacked and isinstance(error, Exception) and number not in stacked.outcomes:
             _train_stack(stacked, number, None)  # the others do not wait for it
-        if sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
+        if in_sweep and isinstance(error, Exception):  # the sweep goes on; say now which job failed and why
             raise _failed(number, folder, error) from error
         raise Abort(error) from None
+
+
+def _do_claimed(job: Job) -> float | None:
+    """Do a job of a named sweep, unless another worker has it. Where it fails, the sweep goes on."""
+    sweep, folder = job.folder.parent, job.folder
+    jobs = Jobs(sweep, [folder.name])
+    held = jobs.claim(folder.name)
+    if held is None:
+        return None
+    with held:
+        if (done := finished(folder)) is not None:  # another worker has ended it meanwhile
+            held.outcome = "completed"
+            return done
+        print(printable(f"{job.options['label']}{folder.name}"), flush=True)
+        resume = (folder / "status.json").is_file()
+        try:
+            result = execute(job._replace(options={**job.options, "resume": resume}))
+        except KeyboardInterrupt as error:
+            raise again(error) from error
+        except Exception as error:
+            held.outcome = "failed"
+            complain(
+                f"vi-lab train: {printable(job.options['label'])}{printable(folder.name)} failed: {one_line(error)}"
+            )
+            return None
+        held.outcome = "completed"
+        return result
 
 
 def _failed(number: int, folder: Path, error: Exception) -> ViLabError:
@@ -98,8 +150,7 @@ def _train_stack(stacks: Stacks, number: int, job: Job | None) -> Callable[[], f
     return result
 
 
-def _swept(folder: Path, words: list[str]) -> dict[str, Any]:
+def _values(words: list[str], keys: Collection[str]) -> dict[str, Any]:
     """What a job has of that in which the jobs of its sweep differ."""
-    keys = swept_keys(read_yaml(folder, "multirun.yaml")["hydra"]["overrides"]["task"])
     parsed = OverridesParser.create().parse_overrides(words)
     return {override.key_or_group: override.value() for override in parsed if override.key_or_group in keys}

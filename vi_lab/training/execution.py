@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig
 
 from vi_lab.console import load
-from vi_lab.errors import Interrupted, UserError, one_line
+from vi_lab.errors import Interrupted, UserError, ViLabError, one_line, printable_lines
 from vi_lab.runs.files import CONFIG_FILE, LAST, LOG, Status, append_text
 from vi_lab.runs.lock import LOCK, hold
 from vi_lab.training.process import main_process
@@ -148,7 +149,10 @@ def _at_work(job: Job, stop: Stop) -> Iterator[None]:
                 status.write("running")
                 yield
                 status.write("completed")
-        except BaseException as error:
+        except BaseException as caught:
+            error = caught
+            if type(error) is SystemExit:  # by somebody's own code; Lightning's, at SIGTERM, is another class
+                error = ViLabError(f"something in the run has called sys.exit({error.code!r})")
             if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
                 error.filename = str(folder)  # the system names no file where it cannot write, as TensorBoard's
             elif isinstance(error, OSError) and isinstance(error.filename, bytes):
@@ -156,6 +160,8 @@ def _at_work(job: Job, stop: Stop) -> Iterator[None]:
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
                 status.write("interrupted" if stopped else "failed", one_line(error))
+                if not stopped and not isinstance(error, UserError):
+                    append_text(folder / LOG, printable_lines("".join(traceback.format_exception(error))))
                 append_text(folder / LOG, f"{one_line(error) or 'interrupted'}\n")
             alone, begun = hint is None, (folder / CONFIG_FILE).is_file()
             vain = isinstance(error, UserError) and not (folder / LAST).exists()
@@ -163,6 +169,8 @@ def _at_work(job: Job, stop: Stop) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
             if isinstance(error, Interrupted) and (begun or not alone):
                 raise Interrupted(error.number, error.where, hint or folder) from error
+            if error is not caught:
+                raise error from caught
             raise
 
 

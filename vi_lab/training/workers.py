@@ -12,12 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from vi_lab.errors import Interrupted
 from vi_lab.runs.files import write_json
 from vi_lab.runs.lock import is_held
 from vi_lab.runs.run import Run
 from vi_lab.training.signals import HANGUP, Stop
+
+T = TypeVar("T")
 
 GRACE = 10.0
 """Seconds that a worker has to stop after its step once its parent is gone; then it ends as by a kill."""
@@ -79,7 +82,7 @@ class _Worker:
     stopped: Interrupted | None = None
 
 
-def work(job: Callable[[], float]) -> float:
+def work(job: Callable[[], T]) -> T:
     """Do a job in a worker process, which follows the process that has started it from now on.
 
     Raises:

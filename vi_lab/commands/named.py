@@ -1,0 +1,346 @@
+"""`vi-lab train -m sweep=NAME ...`: a sweep whose jobs have folders that follow from what they are, for any number of
+workers. Each start of the command is a worker: it does what no other one has, and ends when nothing is left.
+
+What is complete is known without composing it, and without torch: the sweep keeps which overrides made which folder
+(`vi_lab.runs.jobs`), and who does what (`vi_lab.runs.claims`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from vi_lab.adapters.hydra import Launch, launcher
+from vi_lab.commands.launch import Abort, rehearse_all
+from vi_lab.config import (
+    check_jobs,
+    compose_job,
+    explain,
+    key_of,
+    quote,
+    resolved,
+    search_path,
+    split_sweep,
+    swept_keys,
+    swept_text,
+)
+from vi_lab.console import Heading, make_console, print_tables
+from vi_lab.errors import Interrupted, UserError, ViLabError, complain, nearby, one_line, printable
+from vi_lab.runs.files import Status, write_text
+from vi_lab.runs.jobs import Jobs, Record, State, counted, fingerprint, settings_of
+from vi_lab.runs.lock import hold
+from vi_lab.runs.run import Run
+from vi_lab.runs.trust import trusting
+from vi_lab.schema import CONFIG_DIR, JOB, has
+from vi_lab.training.process import check_accelerators
+from vi_lab.training.sweep import sweeping
+from vi_lab.training.workers import StopSweep, settle
+from vi_lab.version import __version__
+
+LOOK = 2.0
+"""Seconds between two looks at the jobs of other workers, where nothing else is left."""
+MANY = 50
+"""So many jobs to check that it is said."""
+
+
+class Task(NamedTuple):
+    """A job of this command."""
+
+    words: list[str]
+    """Its overrides."""
+    name: str
+    """Of its folder."""
+
+
+def name_of(overrides: Iterable[str]) -> str | None:
+    """The name that `sweep=` gives, if any."""
+    names = [override.partition("=")[2] for override in overrides if override.startswith("sweep=")]
+    return names[-1] if names and names[-1] not in ("", "null") else None
+
+
+def launch_named(task: Callable, arguments: argparse.Namespace, dry_run: bool) -> int:
+    """Do what is left of a named sweep, beside other workers, or say what that is.
+
+    Returns:
+        the exit code: 1 where a job of the command has failed.
+
+    Raises:
+        UserError: a mistake in the overrides, or the sweep was made with others that do not go with them.
+    """
+    if not arguments.multirun:
+        raise UserError("sweep= names a sweep; add -m")
+    of_hydra = [word for word in arguments.overrides if key_of(word).startswith("hydra")]
+    for word in of_hydra:
+        if key_of(word).startswith(("hydra.sweep", "hydra.run", "hydra.mode", "hydra/sweeper", "hydra.job")):
+            raise UserError(f"{word}: sweep= says where the jobs go; leave it out")
+    words = [word for word in arguments.overrides if word not in of_hydra]
+    named = _Named(words, arguments.config_dir)
+    tasks = named.tasks
+    jobs = Jobs(named.folder, (one.name for one in tasks))
+    states = jobs.states()
+    if dry_run:
+        _tell(named.folder, tasks, states)
+        return 0
+    where = printable(nearby(named.folder))
+    print(f"{len(tasks)} job{'s' * (len(tasks) != 1)} below {where}: {counted(states.values())}", flush=True)
+    if all(state.name == "completed" for state in states.values()):
+        _comparison(named, whole=True)
+        return 0
+    rehearse_all(named.configs)
+    named.write()
+    overrides = [*words, *of_hydra, f"hydra.sweep.dir={quote(str(named.folder))}"]
+    launch = launcher(task, [*overrides, *search_path(arguments.config_dir)], CONFIG_DIR, "train")
+    write_text(named.folder / "multirun.yaml", launch.yaml)
+    try:
+        with StopSweep(named.folder), sweeping(len(tasks)):
+            _drain(tasks, jobs, launch, {name: state.failures for name, state in states.items()}, named.retries)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    except Abort as abort:
+        raise abort.error from None
+    except KeyboardInterrupt as error:
+        raise again(error) from error
+    finally:
+        if launch.parallel:
+            settle(named.folder)
+    states = jobs.states()
+    _comparison(named, whole=False)
+    failed = [name for name, state in states.items() if state.name == "failed"]
+    for name in failed[:3]:
+        reason = Run(named.folder / name).status.get("reason")
+        complain(f"vi-lab train: {printable(name)} has failed: {printable(reason)}")
+    if len(failed) > 3:
+        complain(f"vi-lab train: and {len(failed) - 3} more have failed; vi-lab status {where} names them")
+    return 1 if failed else 0
+
+
+def again(error: KeyboardInterrupt) -> Interrupted:
+    """An interruption, saying how to go on with a named sweep."""
+    where = f"{getattr(error, 'where', '')}; the same command goes on".removeprefix("; ")
+    return Interrupted(getattr(error, "number", signal.SIGINT), where)
+
+
+class _Named:
+    """What a command asks of a named sweep.
+
+    Args:
+        words: its overrides, Hydra's own left out.
+        config_dir: of the user's own configs.
+
+    Raises:
+        UserError: a mistake in the overrides, or the sweep was made with others that do not go with them.
+    """
+
+    def __init__(self, words: list[str], config_dir: str | None) -> None:
+        self.words, self.config_dir, self.digest = words, config_dir, _digest(config_dir)
+        (own,) = check_jobs("train", [[word for word in words if has(key_of(word), JOB)]], config_dir)
+        self.name, self.retries = str(own["sweep"]), int(own["retries"])
+        self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
+        self.record = Record(self.folder)
+        try:
+            self.swept = swept_keys(words)
+            jobs = split_sweep(words)
+        except HydraException as error:
+            raise UserError(explain(error)) from error
+        if outside := [key for key in self.swept if has(key, JOB)]:
+            raise UserError(f"{outside[0]}: jobs that differ in it are the same; give one value")
+        self.configs: list[dict] = []
+        """Of the jobs that are new to the sweep, composed and checked."""
+        self.names = self._names(jobs)
+        """A job's overrides, as one text -> its folder's name."""
+        self.tasks = [*{name: Task(job, name) for job in reversed(jobs) for name in [self.names[_text(job)]]}.values()]
+        """Each job once."""
+        self.tasks.reverse()
+
+    def write(self) -> None:
+        """Put the command into the sweep's record."""
+        words = [word for word in self.words if not has(key_of(word), JOB)]
+        made = {"vi_lab": __version__, "configs": self.digest}
+        self.record.write({"words": words, "swept": self.swept, **made, "jobs": self.names})
+
+    def _names(self, jobs: list[list[str]]) -> dict[str, str]:
+        known = self.record.jobs
+        unchanged = all(command.get("configs") == self.digest for command in self.record.commands)
+        names = {text: known[text] for text in map(_text, jobs) if unchanged and text in known}
+        others = [job for job in jobs if _text(job) not in names]
+        if not others:
+            return names
+        self._check_base()
+        if len(others) > MANY:
+            print(f"checking {len(others)} jobs", flush=True)
+        configs = check_jobs("train", others, self.config_dir)
+        check_accelerators(configs, multirun=True)
+        there = {name.rpartition("-")[2]: name for name in known.values()}
+        for job, config in zip(others, configs, strict=True):
+            text, mark = _text(job), fingerprint(config)
+            if config["stack"]:
+                raise UserError("stack= trains jobs in one process, sweep=NAME in any number; leave one of them out")
+            if text in known and not known[text].endswith(f"-{mark}"):
+                raise UserError(self._changed(known[text], config))
+            if mark not in there:
+                swept = swept_text(job, [key for key in self.swept if key not in ("seed", "estimator", "name")])
+                parts = (config["name"], swept, f"s{config['seed']}", mark)
+                there[mark] = re.sub(r"[^\w.,=+-]+", "_", "-".join(filter(None, parts)))
+                self.configs.append(config)
+            names[text] = there[mark]
+        return names
+
+    def _changed(self, name: str, config: dict) -> str:
+        """What is other now in a job that the sweep has already."""
+        before: dict[str, Any] = {}
+        with suppress(ViLabError):
+            before = settings_of(Run(self.folder / name).settings)
+        differ = _differences(before, settings_of(config)) if before else ["it has not begun"]
+        return (
+            f"sweep={self.name}: the configs have changed since it was made ({name}: {_few(differ)}); "
+            "change them back, or choose another name"
+        )
+
+    def _check_base(self) -> None:
+        """Refuse what no job of the command shares with those of the sweep: all values but those that are swept."""
+        if not self.record.commands:
+            return
+        first, free = self.record.commands[0], self.record.swept | {*self.swept}
+        sides = [
+            [word for word in words if key_of(word) not in free and not has(key_of(word), JOB)]
+            for words in (first["words"], self.words)
+        ]
+        if set(sides[0]) == set(sides[1]):
+            return
+        try:
+            before, now = (settings_of(resolved(compose_job("train", side, self.config_dir))) for side in sides)
+            differ = _differences(before, now)
+        except (HydraException, OmegaConfBaseException):  # they need what is swept
+            differ = sorted({*sides[0]} ^ {*sides[1]})
+        if differ:
+            raise UserError(
+                f"sweep={self.name}: its jobs have other settings ({_few(differ)}); "
+                "give those that it was made with, or choose another name"
+            )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{path} is {before.get(path)} there, {now.get(path)} here"
+        for path in dict.fromkeys([*before, *now])
+        if str(before.get(path)) != str(now.get(path))
+    ]
+
+
+def _few(texts: list[str]) -> str:
+    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
+
+
+def _text(job: list[str]) -> str:
+    """A job's overrides as one text, without what does not make it another one."""
+    return shlex.join(word for word in job if not has(key_of(word), JOB))
+
+
+def _digest(config_dir: str | None) -> str:
+    """Of all that overrides refer to: the files of the configs, and vi_lab's version."""
+    digest = hashlib.sha256(__version__.encode())
+    for folder in (CONFIG_DIR, *([Path(config_dir)] if config_dir else [])):
+        for file in sorted(folder.rglob("*.yaml")):
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+# --- doing it --------------------------------------------------------------------------------------------------------
+
+
+def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, int], retries: int) -> None:
+    """Start jobs that nobody has until all have ended, those of other workers too: whose worker dies is taken over.
+
+    Args:
+        forgiven: how often each job had failed before this command: it is tried again.
+    """
+    numbers = {task.name: i for i, task in enumerate(tasks)}
+    waiting = False
+    while True:
+        states = jobs.states()
+        for name, state in states.items():
+            if state.name == "interrupted" and jobs.dies(name, state.claims):
+                _give_up(jobs, name, state)
+        free = [task for task in tasks if _is_free(states[task.name], forgiven[task.name], retries)]
+        if free:
+            waiting = False
+            batch = free if launch.parallel else free[:1]
+            overrides = [[*task.words, f"hydra.sweep.subdir={quote(task.name)}"] for task in batch]
+            try:
+                launch(overrides, numbers[batch[0].name])
+            except Exception as error:  # such as a worker that the system has killed for its memory
+                if not launch.parallel:
+                    raise
+                complain(f"vi-lab train: {one_line(error)}")
+                settle(jobs.folder)
+            continue
+        busy = [state for state in states.values() if state.name == "running"]
+        if not busy:
+            return
+        if not waiting:
+            waiting = True
+            workers = ", ".join(sorted({printable(state.worker) for state in busy}))
+            print(f"waits for {len(busy)} job{'s' * (len(busy) != 1)} of {workers}; Ctrl-C leaves them", flush=True)
+        time.sleep(LOOK)
+
+
+def _is_free(state: State, forgiven: int, retries: int) -> bool:
+    """Whether a job is to be started."""
+    return state.name in ("new", "interrupted") or (state.name == "failed" and state.failures - forgiven <= retries)
+
+
+def _give_up(jobs: Jobs, name: str, state: State) -> None:
+    """A job with which one worker after the other has died has failed."""
+    held = jobs.claims.take(name, state.claims + 1)
+    if held is None:
+        return
+    with held, hold(jobs.folder / name):
+        reason = "its worker has died each time at this place: killed, perhaps as memory was short"
+        Status(jobs.folder / name).write("failed", reason)
+        held.outcome = "failed"
+
+
+# --- saying it -------------------------------------------------------------------------------------------------------
+
+
+def _tell(folder: Path, tasks: list[Task], states: dict[str, State]) -> None:
+    """What the command would do with each job."""
+    what = {
+        "completed": "is left as it is",
+        "running": "is left to {worker}",
+        "interrupted": "goes on from its last checkpoint",
+        "failed": "is tried again",
+        "new": "begins",
+    }
+    terminal = make_console()
+    rows = [
+        [task.name, state.name, what[state.name].format(worker=state.worker)]
+        for task in tasks
+        for state in [states[task.name]]
+    ]
+    headings = [Heading("job", numeric=False), Heading("state", numeric=False), Heading("what happens", numeric=False)]
+    print_tables(terminal, headings, [("", rows)])
+    terminal.say(f"{len(tasks)} jobs below {nearby(folder)}: {counted(states.values())}")
+
+
+def _comparison(named: _Named, whole: bool) -> None:
+    """The comparison of the sweep; where nothing was done, only where it is."""
+    page = named.folder / "comparison" / "comparison.html"
+    if whole and page.is_file():
+        print(f"Tables and curves: {printable(nearby(page))}")
+        return
+    from vi_lab.comparison.publish import summarize
+
+    with trusting(named.configs):
+        summarize(named.folder)
