@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from kill_test import SIGNALS, SMALL, differences
+
 from vi_lab.runs.claims import Claims
 
 FAILING = 7

@@ -175,7 +175,7 @@ def check_vi_lab(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     multirun, config_dir, overrides = False, None, []
     rest = iter(rest)
     for word in rest:
-        if word in ("--help", "--debug"):
+        if word in ("--help", "--debug", "--dry-run"):
             continue
         if word in ("-m", "--multirun"):
             multirun = True

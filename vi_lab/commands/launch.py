@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vi_lab.adapters.hydra import start
 from vi_lab.commands.help import help_text
 from vi_lab.commands.resume import check_folders
-from vi_lab.config import check_overrides, explain, only_asks, quote, read_arguments, swept_keys, swept_subdir
+from vi_lab.config import DRY_RUN, check_overrides, explain, only_asks, quote, read_arguments, swept_keys, swept_subdir
 from vi_lab.console import load
 from vi_lab.errors import UserError, nearby, printable
 from vi_lab.runs.files import CONFIG_FILE, claim
@@ -120,6 +120,8 @@ def _swept_in_vain(configs: list[dict], overrides: list[str]) -> str:
 
 def checked(name: str, arguments: argparse.Namespace) -> list[dict]:
     """The configs of all jobs, composed and checked."""
+    if arguments.dry_run:
+        raise UserError(f"{DRY_RUN} lists the jobs of a named sweep: vi-lab train -m sweep=NAME")
     configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
     check_accelerators(configs, arguments.multirun)
     return configs

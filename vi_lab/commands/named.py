@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import multiprocessing
 import re
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +48,13 @@ from vi_lab.runs.trust import trusting
 from vi_lab.schema import CONFIG_DIR, JOB, has
 from vi_lab.training.process import check_accelerators
 from vi_lab.training.sweep import sweeping
-from vi_lab.training.workers import StopSweep, settle
+from vi_lab.training.workers import StopSweep, end_workers
 from vi_lab.version import __version__
 
 LOOK = 2.0
 """Seconds between two looks at the jobs of other workers, where nothing else is left."""
+IN_VAIN = 5
+"""So often in a row may jobs be started of which none begins, as where another worker was faster."""
 MANY = 50
 """So many jobs to check that it is said."""
 
@@ -69,7 +74,7 @@ def name_of(overrides: Iterable[str]) -> str | None:
     return names[-1] if names and names[-1] not in ("", "null") else None
 
 
-def launch_named(task: Callable, arguments: argparse.Namespace, dry_run: bool) -> int:
+def launch_named(task: Callable, arguments: argparse.Namespace) -> int:
     """Do what is left of a named sweep, beside other workers, or say what that is.
 
     Returns:
@@ -85,25 +90,27 @@ def launch_named(task: Callable, arguments: argparse.Namespace, dry_run: bool) -
         if key_of(word).startswith(("hydra.sweep", "hydra.run", "hydra.mode", "hydra/sweeper", "hydra.job")):
             raise UserError(f"{word}: sweep= says where the jobs go; leave it out")
     words = [word for word in arguments.overrides if word not in of_hydra]
-    named = _Named(words, arguments.config_dir)
+    named = _Named(words, of_hydra, arguments.config_dir)
     tasks = named.tasks
     jobs = Jobs(named.folder, (one.name for one in tasks))
     states = jobs.states()
-    if dry_run:
+    if arguments.dry_run:
         _tell(named.folder, tasks, states)
         return 0
     where = printable(nearby(named.folder))
     print(f"{len(tasks)} job{'s' * (len(tasks) != 1)} below {where}: {counted(states.values())}", flush=True)
-    if all(state.name == "completed" for state in states.values()):
+    done = all(state.name == "completed" for state in states.values())
+    if not done:
+        rehearse_all(named.configs)
+    named.write()
+    if done:
         _comparison(named, whole=True)
         return 0
-    rehearse_all(named.configs)
-    named.write()
     overrides = [*words, *of_hydra, f"hydra.sweep.dir={quote(str(named.folder))}"]
     launch = launcher(task, [*overrides, *search_path(arguments.config_dir)], CONFIG_DIR, "train")
     write_text(named.folder / "multirun.yaml", launch.yaml)
     try:
-        with StopSweep(named.folder), sweeping(len(tasks)):
+        with StopSweep(named.folder, partial(_own, jobs)), sweeping(len(tasks)):
             _drain(tasks, jobs, launch, {name: state.failures for name, state in states.items()}, named.retries)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
@@ -113,7 +120,7 @@ def launch_named(task: Callable, arguments: argparse.Namespace, dry_run: bool) -
         raise again(error) from error
     finally:
         if launch.parallel:
-            settle(named.folder)
+            end_workers()
     states = jobs.states()
     _comparison(named, whole=False)
     failed = [name for name, state in states.items() if state.name == "failed"]
@@ -136,15 +143,17 @@ class _Named:
 
     Args:
         words: its overrides, Hydra's own left out.
+        of_hydra: those.
         config_dir: of the user's own configs.
 
     Raises:
         UserError: a mistake in the overrides, or the sweep was made with others that do not go with them.
     """
 
-    def __init__(self, words: list[str], config_dir: str | None) -> None:
+    def __init__(self, words: list[str], of_hydra: list[str], config_dir: str | None) -> None:
         self.words, self.config_dir, self.digest = words, config_dir, _digest(config_dir)
-        (own,) = check_jobs("train", [[word for word in words if has(key_of(word), JOB)]], config_dir)
+        outside = [word for word in words if has(key_of(word), JOB)]
+        (own,) = check_jobs("train", [[*outside, *of_hydra]], config_dir)
         self.name, self.retries = str(own["sweep"]), int(own["retries"])
         self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
         self.record = Record(self.folder)
@@ -153,8 +162,8 @@ class _Named:
             jobs = split_sweep(words)
         except HydraException as error:
             raise UserError(explain(error)) from error
-        if outside := [key for key in self.swept if has(key, JOB)]:
-            raise UserError(f"{outside[0]}: jobs that differ in it are the same; give one value")
+        if vain := [key for key in self.swept if has(key, JOB)]:
+            raise UserError(f"{vain[0]}: jobs that differ in it are the same; give one value")
         self.configs: list[dict] = []
         """Of the jobs that are new to the sweep, composed and checked."""
         self.names = self._names(jobs)
@@ -251,7 +260,7 @@ def _digest(config_dir: str | None) -> str:
     """Of all that overrides refer to: the files of the configs, and vi_lab's version."""
     digest = hashlib.sha256(__version__.encode())
     for folder in (CONFIG_DIR, *([Path(config_dir)] if config_dir else [])):
-        for file in sorted(folder.rglob("*.yaml")):
+        for file in sorted(set(folder.rglob("*.yaml")) - set(folder.glob("hydra/**/*.yaml"))):
             digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -266,13 +275,17 @@ def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, in
         forgiven: how often each job had failed before this command: it is tried again.
     """
     numbers = {task.name: i for i, task in enumerate(tasks)}
-    waiting = False
+    waiting, claims, vain = False, 0, 0
     while True:
         states = jobs.states()
         for name, state in states.items():
             if state.name == "interrupted" and jobs.dies(name, state.claims):
                 _give_up(jobs, name, state)
         free = [task for task in tasks if _is_free(states[task.name], forgiven[task.name], retries)]
+        before, claims = claims, sum(state.claims for state in states.values())
+        vain = vain + 1 if claims == before else 0
+        if free and vain > IN_VAIN:
+            raise ViLabError(f"{jobs.folder}: no job begins, though {len(free)} are free; is the folder writable?")
         if free:
             waiting = False
             batch = free if launch.parallel else free[:1]
@@ -280,10 +293,10 @@ def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, in
             try:
                 launch(overrides, numbers[batch[0].name])
             except Exception as error:  # such as a worker that the system has killed for its memory
-                if not launch.parallel:
+                if not launch.parallel or sum(state.claims for state in jobs.states().values()) == claims:
                     raise
                 complain(f"vi-lab train: {one_line(error)}")
-                settle(jobs.folder)
+                end_workers()
             continue
         busy = [state for state in states.values() if state.name == "running"]
         if not busy:
@@ -293,6 +306,12 @@ def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, in
             workers = ", ".join(sorted({printable(state.worker) for state in busy}))
             print(f"waits for {len(busy)} job{'s' * (len(busy) != 1)} of {workers}; Ctrl-C leaves them", flush=True)
         time.sleep(LOOK)
+
+
+def _own(jobs: Jobs) -> bool:
+    """Whether processes that this one has started are at work on jobs."""
+    own = {f"{socket.gethostname()}:{child.pid}" for child in multiprocessing.active_children()}
+    return any(state.worker in own for state in jobs.states().values())
 
 
 def _is_free(state: State, forgiven: int, retries: int) -> bool:

@@ -24,24 +24,19 @@ from vi_lab.runs.run import finished
 from vi_lab.runs.trust import read_yaml
 from vi_lab.schema import JOB, has
 from vi_lab.training.execution import Job, execute
-from vi_lab.training.sweep import Stacks, standing, time_left
+from vi_lab.training.sweep import Stacks, beside, standing, time_left
 from vi_lab.training.workers import work
-
-DRY_RUN = "--dry-run"
 
 
 def main(argv: list[str]) -> int:
     """Train what the overrides say, or go on with the run or the sweep that `resume=` names."""
-    dry_run = DRY_RUN in argv
-    arguments = read_arguments([word for word in argv if word != DRY_RUN])
+    arguments = read_arguments(argv)
     folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
     resumed = bool(folders) and folders[-1] not in ("", "null")
     if name_of(arguments.overrides) is not None and not only_asks(arguments):
         if resumed:
             raise UserError("resume= and sweep=: the same command again goes on with a named sweep; leave resume= out")
-        return launch_named(task, arguments, dry_run)
-    if dry_run:
-        raise UserError(f"{DRY_RUN}: lists the jobs of a named sweep; give -m sweep=NAME")
+        return launch_named(task, arguments)
     if not resumed or only_asks(arguments):
         return launch_training(task, argv)
     folder, others = Path(unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
@@ -68,7 +63,7 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
     words = [word for word in of_hydra.overrides.task if not has(key_of(word), JOB)]
     options = {
         "command": shlex.join(["vi-lab", "train", *words]),
-        "workers": of_hydra.launcher.get("n_jobs") or 1 if parallel else 1,
+        "workers": beside(of_hydra.launcher) if parallel else 1,
         "label": label,
         "bar": not parallel,
     }

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import pandas
@@ -19,6 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vi_lab.comparison.compare import Comparison, Section
 from vi_lab.comparison.groups import Group
+from vi_lab.comparison.stats import mean_and_error
 from vi_lab.errors import ViLabError
 from vi_lab.figures.style import Column, dot_rows, look
 from vi_lab.runs.files import write_bytes
@@ -65,15 +68,15 @@ def curve(group: Group, loss: str, x: str) -> pandas.DataFrame:
 
     Empty where the runs did not record it.
     """
-    try:
-        histories = [record.history.reset_index()[["epoch", x, loss] if x != "epoch" else [x, loss]].dropna()
-                     for record in group.records]  # fmt: skip
-    except (ViLabError, KeyError):
-        return pandas.DataFrame({x: [], "mean": [], "error": []})
-    epochs = pandas.concat(histories).groupby("epoch")
-    table = pandas.DataFrame({"mean": epochs[loss].mean(), "error": epochs[loss].sem(), "seeds": epochs[loss].count()})
-    table[x] = table.index if x == "epoch" else epochs[x].mean()
-    return table.loc[table["seeds"] == len(histories), [x, "mean", "error"]]
+    points: dict[float, list[tuple[float, float]]] = {}
+    with suppress(ViLabError):
+        for record in group.records:
+            for epoch, row in record.history.items():
+                if x in row and loss in row:
+                    points.setdefault(epoch, []).append((row[x], row[loss]))
+    whole = [zip(*points[epoch], strict=True) for epoch in sorted(points) if len(points[epoch]) == len(group.records)]
+    rows = [(fmean(xs), *mean_and_error(losses)) for xs, losses in whole]
+    return pandas.DataFrame(rows, columns=[x, "mean", "error"])
 
 
 def figures(comparison: Comparison) -> list[Curves]:

@@ -5,12 +5,15 @@ A run folder may be somebody else's: it is read as data (`vi_lab.runs.trust`), a
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pandas
@@ -19,6 +22,7 @@ from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error, pair
 from vi_lab.errors import ViLabError, one_line, printable
 from vi_lab.runs.evaluations import evaluations
 from vi_lab.runs.run import Run
+from vi_lab.runs.trust import read_text
 from vi_lab.schema import INCIDENTAL, has
 
 METRIC = re.compile(r"(train|val|test)/\w+", re.ASCII)
@@ -28,10 +32,25 @@ NEEDED = (
 )
 
 
-def _numeric(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The numbers of a table; NaN for what is none."""
-    columns = {name: pandas.to_numeric(table[name], errors="coerce") for name in table}
-    return pandas.DataFrame(columns, index=table.index)
+def _rows(run: Run, name: str) -> dict[float, dict[str, float]]:
+    """A table of a run: epoch -> the numbers of its last row.
+
+    Raises:
+        ViLabError: it cannot be read.
+    """
+    try:
+        rows = [*csv.DictReader(read_text(run.folder, name).splitlines())]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ViLabError(f"{run.folder / name}: cannot be read ({one_line(error)[:200]})") from error
+    numbers = [{str(key): number for key, text in row.items() if (number := _number(text)) is not None} for row in rows]
+    return {row["epoch"]: row for row in numbers if "epoch" in row}
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return number if math.isfinite(number := float(text)) else None
+    except (TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -83,22 +102,23 @@ class Record:
         return math.prod(part for part in parts if isinstance(part, int))
 
     @cached_property
-    def history(self) -> pandas.DataFrame:
-        """Per epoch: losses, `seconds` and `evaluations` (of the decoder per training image, summed) since the start.
+    def history(self) -> dict[float, dict[str, float]]:
+        """Epoch -> what is known of it: losses, and `seconds` and `evaluations` (of the decoder per training image)
+        since the start. Read without pandas, which takes milliseconds for each of thousands of runs.
 
         Raises:
             ViLabError: metrics.csv cannot be read.
         """
-        table = _numeric(self.run.metrics)
-        if not {"epoch", "step"} <= set(table):
-            raise ViLabError(f"{self.run.folder / 'metrics.csv'}: it has no columns epoch and step")
-        table = table.dropna(subset=["epoch", "step"]).drop_duplicates(["epoch"], keep="last").set_index("epoch")
-        table["evaluations"] = table["step"] * self.images_per_step * self.decoder_evaluations
-        try:
-            timing = _numeric(self.run.timing).drop_duplicates(["epoch"], keep="last")
-            table["seconds"] = timing.set_index("epoch")["seconds"].cumsum()
-        except (ViLabError, KeyError):
-            table["seconds"] = math.nan
+        table = {epoch: row for epoch, row in _rows(self.run, "metrics.csv").items() if "step" in row}
+        timing: dict[float, dict[str, float]] = {}
+        with suppress(ViLabError):
+            timing = _rows(self.run, "timing.csv")
+        known = all("seconds" in row for row in timing.values())
+        seconds = dict(zip(timing, accumulate(row.get("seconds", 0.0) for row in timing.values()), strict=True))
+        each = self.images_per_step * self.decoder_evaluations
+        for epoch, row in table.items():
+            row |= {"evaluations": row["step"] * each} if math.isfinite(each) else {}
+            row |= {"seconds": seconds[epoch]} if known and epoch in seconds else {}
         return table
 
 

@@ -230,6 +230,7 @@ def group_rows(comparison: Comparison) -> pandas.DataFrame:
 def run_rows(comparison: Comparison) -> pandas.DataFrame:
     """One row per run: seed, folder, every final metric, and its notes where a run has any."""
     noted = any(group.notes for group in comparison.groups)
+    metrics = _metrics(comparison)
     rows = [
         {
             "group": csv_text(group.name),
@@ -238,7 +239,7 @@ def run_rows(comparison: Comparison) -> pandas.DataFrame:
             "step": record.numbers.get("step"),
             "epoch_seconds": record.run.epoch_seconds,
             "decoder_evaluations": record.decoder_evaluations,
-            **{metric: record.numbers.get(metric) for metric in _metrics(comparison)},
+            **{metric: record.numbers.get(metric) for metric in metrics},
             **({"notes": csv_text(record.notes)} if noted else {}),
         }
         for group in comparison.groups

@@ -83,13 +83,17 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.state})"
 
-    @cached_property
+    @property
     def config(self) -> DictConfig:
-        """The whole config, every value filled in, checked: safe to build from.
+        """The whole config, every value filled in, checked: safe to build from. A copy.
 
         Raises:
             UserError: no run folder, or a config that this version of vi_lab does not take.
         """
+        return OmegaConf.create(self._values)
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
         if not (self.folder / CONFIG_FILE).is_file():
             lacks = f"it has no {CONFIG_FILE}" if self.folder.exists() else "there is no such folder"
             raise UserError(f"{self.folder}: no run folder ({lacks})")
@@ -98,12 +102,12 @@ class Run:
         values: dict[str, Any] = read_yaml(self.folder, CONFIG_FILE)
         made_by = str(self.environment.get("vi_lab", "an unknown version"))
         check_stored(values, str(self.folder / CONFIG_FILE), made_by)
-        return OmegaConf.create(values)
+        return values
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The config as dotted path -> value."""
-        return dict(leaves(OmegaConf.to_container(self.config)))
+        return dict(leaves(self._values))
 
     @property
     def key(self) -> tuple:
@@ -150,7 +154,7 @@ class Run:
         except (OSError, ValueError) as error:
             raise ViLabError(f"{self.folder / name}: cannot be read ({one_line(error)[:200]})") from error
 
-    @property
+    @cached_property
     def epoch_seconds(self) -> float:
         """Median wall time of an epoch, evaluation included; NaN where it is not known."""
         try:

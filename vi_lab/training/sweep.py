@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from vi_lab.console import duration
 from vi_lab.runs.run import Run
 from vi_lab.schema import STACK, has, leaves
@@ -26,6 +28,14 @@ def sweeping(jobs: int) -> Iterator[None]:
         yield
     finally:
         del os.environ[SWEEP]
+
+
+def beside(launcher: DictConfig) -> int:
+    """How many jobs a launcher runs at a time on one machine: -1 is one for each core."""
+    jobs = int(os.environ.get(SWEEP, "1").partition(" ")[0])
+    if "LocalLauncher" in launcher._target_:  # submitit's: all of them
+        return jobs
+    return launcher.get("n_jobs") or 1
 
 
 def standing(number: int) -> str:

@@ -35,11 +35,13 @@ class StopSweep(Stop):
 
     Args:
         folder: of the sweep.
+        at_work: whether some of its jobs are; None: whether any run folder in it is locked.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, at_work: Callable[[], bool] | None = None) -> None:
         super().__init__()
         self.folder = folder
+        self.at_work = at_work or (lambda: any(map(is_held, folder.glob("*"))))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._leave_terminal()
@@ -54,25 +56,34 @@ class StopSweep(Stop):
             with suppress(OSError):  # it has just ended
                 os.kill(worker.pid or 0, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
-        while workers and time.monotonic() < deadline and any(map(is_held, self.folder.glob("*"))):
+        while workers and time.monotonic() < deadline and self.at_work():
             time.sleep(0.05)
         raise Interrupted(number, folder=self.folder)
 
 
 def settle(folder: Path) -> None:
-    """Let the workers of a sweep go, and say of its jobs that were ended without a word that they were interrupted.
-
-    Joblib would give the same workers to the next sweep of this process: in the directory where they were started,
-    and unwilling to begin a job where they were once told to stop.
-    """
-    if "joblib" in sys.modules:
-        from joblib.externals.loky import get_reusable_executor
-
-        get_reusable_executor().shutdown(kill_workers=True)
+    """Let the workers of a sweep go, and say of its jobs that were ended without a word that they were interrupted."""
+    end_workers()
     for job in folder.glob("*"):
         run = Run(job)
         if run.state == "killed":
             write_json(job / "status.json", {**run.status, "state": "interrupted", "reason": "ended with the sweep"})
+
+
+def end_workers() -> None:
+    """Joblib would give the same workers to the next sweep of this process: in the directory where they were started,
+    and unwilling to begin a job where they were once told to stop."""
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(kill_workers=True)
+
+
+def preemption() -> tuple[int, ...]:
+    """The signal by which submitit hears that its job is to be put into the queue again, if this is one."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return ()
+    return (signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2').removeprefix('SIG')}"],)
 
 
 class _Worker:
@@ -92,7 +103,7 @@ def work(job: Callable[[], T]) -> T:
         _Worker.parent = os.getppid()
         for number in {*Stop.signals} - {signal.SIGTERM}:  # a terminal sends Ctrl-C and SIGHUP to all
             signal.signal(number, signal.SIG_IGN)
-        Stop.signals = (signal.SIGTERM,)  # by which the parent says when to stop
+        Stop.signals = (signal.SIGTERM, *preemption())  # by which the parent says when to stop
         Interrupted.of_worker = True
         threading.Thread(target=_follow, args=(_Worker.parent,), daemon=True).start()
     if _Worker.stopped is not None:
@@ -100,6 +111,8 @@ def work(job: Callable[[], T]) -> T:
     try:
         return job()
     except Interrupted as error:
+        if error.number in preemption():
+            signal.raise_signal(error.number)  # submitit's turn, now that the checkpoint is written
         _Worker.stopped = error
         if os.getppid() != _Worker.parent:
             sys.stdout.flush()
