@@ -152,11 +152,6 @@ class _Named:
 
     def __init__(self, words: list[str], of_hydra: list[str], config_dir: str | None) -> None:
         self.words, self.config_dir, self.digest = words, config_dir, _digest(config_dir)
-        outside = [word for word in words if has(key_of(word), JOB)]
-        (own,) = check_jobs("train", [[*outside, *of_hydra]], config_dir)
-        self.name, self.retries = str(own["sweep"]), int(own["retries"])
-        self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
-        self.record = Record(self.folder)
         try:
             self.swept = swept_keys(words)
             jobs = split_sweep(words)
@@ -164,6 +159,11 @@ class _Named:
             raise UserError(explain(error)) from error
         if vain := [key for key in self.swept if has(key, JOB)]:
             raise UserError(f"{vain[0]}: jobs that differ in it are the same; give one value")
+        outside = [word for word in words if has(key_of(word), JOB)]
+        (own,) = check_jobs("train", [[*outside, *of_hydra]], config_dir)
+        self.name, self.retries = str(own["sweep"]), int(own["retries"])
+        self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
+        self.record = Record(self.folder)
         self.configs: list[dict] = []
         """Of the jobs that are new to the sweep, composed and checked."""
         self.names = self._names(jobs)
@@ -278,9 +278,13 @@ def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, in
     waiting, claims, vain = False, 0, 0
     while True:
         states = jobs.states()
-        for name, state in states.items():
-            if state.name == "interrupted" and jobs.dies(name, state.claims):
-                _give_up(jobs, name, state)
+        dying = [
+            name for name, state in states.items() if state.name == "interrupted" and jobs.dies(name, state.claims)
+        ]
+        for name in dying:
+            _give_up(jobs, name, states[name])
+        if dying:
+            continue
         free = [task for task in tasks if _is_free(states[task.name], forgiven[task.name], retries)]
         before, claims = claims, sum(state.claims for state in states.values())
         vain = vain + 1 if claims == before else 0

@@ -25,7 +25,7 @@ from vi_lab.runs.trust import read_yaml
 from vi_lab.schema import JOB, has
 from vi_lab.training.execution import Job, execute
 from vi_lab.training.sweep import Stacks, beside, standing, time_left
-from vi_lab.training.workers import work
+from vi_lab.training.workers import preemption, work
 
 
 def main(argv: list[str]) -> int:
@@ -85,7 +85,8 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
             options["swept"] = _values(
                 words, swept_keys(read_yaml(sweep, "multirun.yaml")["hydra"]["overrides"]["task"])
             )
-        options["resume"] = resume and (folder / "status.json").is_file()  # what is new has nothing to go on from
+        requeued = bool(preemption())  # perhaps: then the folder, which is of this sweep alone, holds the run
+        options["resume"] = (resume or requeued) and (folder / "status.json").is_file()
         job = Job(config, folder, options, sweep if in_sweep else None)
         if stacked:
             return _train_stack(stacked, number, job)
