@@ -24,6 +24,10 @@ class UserError(ViLabError):
     exit_code = 2
 
 
+class Pruned(ViLabError):
+    """A study has ended the run, as others do better."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal has stopped the run. Exit code 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
 

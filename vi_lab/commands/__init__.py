@@ -4,6 +4,7 @@ COMMANDS = {
     "train": ("vi_lab.commands.train", "train a VAE; Hydra overrides choose everything, -m sweeps"),
     "evaluate": ("vi_lab.commands.evaluate", "likelihood, bounds and latent use of trained models"),
     "audit": ("vi_lab.commands.audit", "how biased and how noisy each estimator is at a model's weights"),
+    "tune": ("vi_lab.commands.tune", "search settings by validation loss; any number of workers"),
     "status": ("vi_lab.commands.status", "where the jobs of a sweep stand, and who is at work on them"),
     "compare": ("vi_lab.commands.compare", "tables and curves of runs: means over seeds, paired differences"),
     "board": ("vi_lab.commands.board", "TensorBoard on this machine, over all runs below a folder"),

@@ -50,7 +50,7 @@ SCRIPTS = {
     "uninstall=zsh": "compdef -d vi-lab; unset -f _vi_lab\n",
     "uninstall=fish": "complete -c vi-lab -e\n",
 }
-HYDRAS = ("train", "evaluate", "audit")
+HYDRAS = ("train", "tune", "evaluate", "audit")
 """Commands that take overrides."""
 HIDDEN = set(INNER) - {"model", "hydra"}
 

@@ -15,8 +15,8 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,8 @@ class Task(NamedTuple):
     """Its overrides."""
     name: str
     """Of its folder."""
+    number: int
+    """By which it is called."""
 
 
 def name_of(overrides: Iterable[str]) -> str | None:
@@ -109,18 +111,9 @@ def launch_named(task: Callable, arguments: argparse.Namespace) -> int:
     overrides = [*words, *of_hydra, f"hydra.sweep.dir={quote(str(named.folder))}"]
     launch = launcher(task, [*overrides, *search_path(arguments.config_dir)], CONFIG_DIR, "train")
     write_text(named.folder / "multirun.yaml", launch.yaml)
-    try:
-        with StopSweep(named.folder, partial(_own, jobs)), sweeping(len(tasks)):
-            _drain(tasks, jobs, launch, {name: state.failures for name, state in states.items()}, named.retries)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
-    except Abort as abort:
-        raise abort.error from None
-    except KeyboardInterrupt as error:
-        raise again(error) from error
-    finally:
-        if launch.parallel:
-            end_workers()
+    with at_work(jobs, len(tasks), launch):
+        forgiven = {name: state.failures for name, state in states.items()}
+        drain(lambda: tasks, jobs, launch, forgiven, named.retries)
     states = jobs.states()
     _comparison(named, whole=False)
     failed = [name for name, state in states.items() if state.name == "failed"]
@@ -138,6 +131,23 @@ def again(error: KeyboardInterrupt) -> Interrupted:
     return Interrupted(getattr(error, "number", signal.SIGINT), where)
 
 
+@contextmanager
+def at_work(jobs: Jobs, number: int, launch: Launch) -> Iterator[None]:
+    """While a worker starts so many jobs: signals, Hydra's errors, and the processes of launchers."""
+    try:
+        with StopSweep(jobs.folder, partial(_own, jobs)), sweeping(number):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    except Abort as abort:
+        raise abort.error from None
+    except KeyboardInterrupt as error:
+        raise again(error) from error
+    finally:
+        if launch.parallel:
+            end_workers()
+
+
 class _Named:
     """What a command asks of a named sweep.
 
@@ -151,7 +161,7 @@ class _Named:
     """
 
     def __init__(self, words: list[str], of_hydra: list[str], config_dir: str | None) -> None:
-        self.words, self.config_dir, self.digest = words, config_dir, _digest(config_dir)
+        self.words, self.config_dir, self.digest = words, config_dir, digest_of(config_dir)
         try:
             self.swept = swept_keys(words)
             jobs = split_sweep(words)
@@ -168,9 +178,10 @@ class _Named:
         """Of the jobs that are new to the sweep, composed and checked."""
         self.names = self._names(jobs)
         """A job's overrides, as one text -> its folder's name."""
-        self.tasks = [*{name: Task(job, name) for job in reversed(jobs) for name in [self.names[_text(job)]]}.values()]
+        first = {self.names[_text(job)]: job for job in reversed(jobs)}
+        order = dict.fromkeys(self.names[_text(job)] for job in jobs)
+        self.tasks = [Task(first[name], name, number) for number, name in enumerate(order)]
         """Each job once."""
-        self.tasks.reverse()
 
     def write(self) -> None:
         """Put the command into the sweep's record."""
@@ -256,7 +267,7 @@ def _text(job: list[str]) -> str:
     return shlex.join(word for word in job if not has(key_of(word), JOB))
 
 
-def _digest(config_dir: str | None) -> str:
+def digest_of(config_dir: str | None) -> str:
     """Of all that overrides refer to: the files of the configs, and vi_lab's version."""
     digest = hashlib.sha256(__version__.encode())
     for folder in (CONFIG_DIR, *([Path(config_dir)] if config_dir else [])):
@@ -268,15 +279,19 @@ def _digest(config_dir: str | None) -> str:
 # --- doing it --------------------------------------------------------------------------------------------------------
 
 
-def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, int], retries: int) -> None:
+def drain(
+    source: Callable[[], list[Task]], jobs: Jobs, launch: Launch, forgiven: Mapping[str, int], retries: int
+) -> None:
     """Start jobs that nobody has until all have ended, those of other workers too: whose worker dies is taken over.
 
     Args:
-        forgiven: how often each job had failed before this command: it is tried again.
+        source: gives the jobs, asked again each time.
+        forgiven: how often a job had failed before this command: it is tried again.
     """
-    numbers = {task.name: i for i, task in enumerate(tasks)}
-    waiting, claims, vain = False, 0, 0
+    waiting, vain = False, 0
     while True:
+        tasks = source()
+        jobs.names = [task.name for task in tasks]
         states = jobs.states()
         dying = [
             name for name, state in states.items() if state.name == "interrupted" and jobs.dies(name, state.claims)
@@ -285,22 +300,26 @@ def _drain(tasks: list[Task], jobs: Jobs, launch: Launch, forgiven: dict[str, in
             _give_up(jobs, name, states[name])
         if dying:
             continue
-        free = [task for task in tasks if _is_free(states[task.name], forgiven[task.name], retries)]
-        before, claims = claims, sum(state.claims for state in states.values())
-        vain = vain + 1 if claims == before else 0
-        if free and vain > IN_VAIN:
-            raise ViLabError(f"{jobs.folder}: no job begins, though {len(free)} are free; is the folder writable?")
+        free = [task for task in tasks if is_free(states[task.name], forgiven.get(task.name, 0), retries)]
         if free:
             waiting = False
             batch = free if launch.parallel else free[:1]
             overrides = [[*task.words, f"hydra.sweep.subdir={quote(task.name)}"] for task in batch]
+            error = None
             try:
-                launch(overrides, numbers[batch[0].name])
-            except Exception as error:  # such as a worker that the system has killed for its memory
-                if not launch.parallel or sum(state.claims for state in jobs.states().values()) == claims:
-                    raise
+                launch(overrides, batch[0].number)
+            except Exception as caught:  # such as a worker that the system has killed for its memory
+                error = caught
+            claims = jobs.claims.read()
+            started = any(len(claims.get(task.name, ())) > states[task.name].claims for task in batch)
+            vain = 0 if started else vain + 1
+            if error is not None and not (launch.parallel and started):
+                raise error
+            if error is not None:
                 complain(f"vi-lab train: {one_line(error)}")
                 end_workers()
+            if vain > IN_VAIN:
+                raise ViLabError(f"{jobs.folder}: no job begins, though {len(free)} are free; is the folder writable?")
             continue
         busy = [state for state in states.values() if state.name == "running"]
         if not busy:
@@ -318,7 +337,7 @@ def _own(jobs: Jobs) -> bool:
     return any(state.worker in own for state in jobs.states().values())
 
 
-def _is_free(state: State, forgiven: int, retries: int) -> bool:
+def is_free(state: State, forgiven: int, retries: int) -> bool:
     """Whether a job is to be started."""
     return state.name in ("new", "interrupted") or (state.name == "failed" and state.failures - forgiven <= retries)
 

@@ -18,8 +18,9 @@ from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.named import again, launch_named, name_of
 from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
 from vi_lab.config import key_of, only_asks, read_arguments, swept_keys
-from vi_lab.errors import UserError, ViLabError, complain, nearby, one_line, printable
-from vi_lab.runs.jobs import Jobs, Record
+from vi_lab.errors import Pruned, UserError, ViLabError, complain, nearby, one_line, printable
+from vi_lab.runs.files import STUDY_FILE
+from vi_lab.runs.jobs import TRIAL, Jobs, Record
 from vi_lab.runs.run import finished
 from vi_lab.runs.trust import read_yaml
 from vi_lab.schema import JOB, has
@@ -68,7 +69,11 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
         "bar": not parallel,
     }
     if named:
-        options["swept"] = _values(words, Record(sweep).swept)
+        record = Record(sweep)
+        options["swept"] = _values(words, record.swept)
+        if (sweep / STUDY_FILE).is_file() and (trial := TRIAL.match(folder.name)):
+            pruner = record.commands[0]["pruner"]
+            options["pruning"] = {"folder": sweep, "number": int(trial["number"]), "pruner": pruner}
         job = Job(config, folder, options, sweep)
         try:
             return work(partial(_do_claimed, job)) if parallel else _do_claimed(job)
@@ -116,6 +121,10 @@ def _do_claimed(job: Job) -> float | None:
             result = execute(job._replace(options={**job.options, "resume": resume}))
         except KeyboardInterrupt as error:
             raise again(error) from error
+        except Pruned as error:
+            held.outcome = "pruned"
+            print(printable(f"{job.options['label']}{error}"), flush=True)
+            return None
         except Exception as error:
             held.outcome = "failed"
             complain(

@@ -26,6 +26,9 @@ CONFIG_FILE = "config_resolved.yaml"
 AUDIT_FILE = "audit.json"
 """What makes a folder that of an audit."""
 
+STUDY_FILE = "study.journal"
+"""What makes a sweep's folder that of `vi-lab tune`."""
+
 LOG = "train.log"
 """What a run has said, and what libraries log."""
 

@@ -27,14 +27,17 @@ DEATHS = 3
 """So many workers in a row that die with a job which gets no further: then it is the job's fault, and it has failed."""
 
 
-STATES = ("completed", "running", "interrupted", "failed", "new")
+TRIAL = re.compile(r"trial-(?P<number>\d{1,7})-s\d+")
+"""The folder of a run of a study."""
+
+STATES = ("completed", "pruned", "running", "interrupted", "failed", "new")
 
 
 class State(NamedTuple):
     """Where a job stands."""
 
     name: str
-    """completed, running, failed, interrupted (it has begun, and nobody is at work on it) or new."""
+    """One of `STATES`; interrupted: it has begun, and nobody is at work on it."""
     claims: int = 0
     """How often it was claimed."""
     failures: int = 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig
 
 from vi_lab.console import load
-from vi_lab.errors import Interrupted, UserError, ViLabError, one_line, printable_lines
+from vi_lab.errors import Interrupted, Pruned, UserError, ViLabError, one_line, printable_lines
 from vi_lab.runs.files import CONFIG_FILE, LAST, LOG, Status, append_text
 from vi_lab.runs.lock import LOCK, hold
 from vi_lab.training.process import main_process
@@ -159,8 +159,9 @@ def _at_work(job: Job, stop: Stop) -> Iterator[None]:
                 error.filename = os.fsdecode(error.filename)  # TensorBoard's
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             with contextlib.suppress(OSError):  # a full disk: the error at hand says so
-                status.write("interrupted" if stopped else "failed", one_line(error))
-                if not stopped and not isinstance(error, UserError):
+                state = "interrupted" if stopped else "pruned" if isinstance(error, Pruned) else "failed"
+                status.write(state, one_line(error))
+                if not stopped and not isinstance(error, (UserError, Pruned)):
                     append_text(folder / LOG, printable_lines("".join(traceback.format_exception(error))))
                 append_text(folder / LOG, f"{one_line(error) or 'interrupted'}\n")
             alone, begun = hint is None, (folder / CONFIG_FILE).is_file()

@@ -49,6 +49,7 @@ class Session:
         stop: lets a signal stop training after a step.
         swept: in what the run differs from the others of its sweep, for TensorBoard's table.
         beside: the first session of the stack that this one is trained with.
+        pruning: the arguments of `vi_lab.training.study.Pruning`, of a run that a study may end.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Session:
         stop: Stop | None = None,
         swept: dict[str, Any] | None = None,
         beside: Session | None = None,
+        pruning: dict[str, Any] | None = None,
     ) -> None:
+        self.pruning = pruning
         self.config, self.folder, self.command, self.beside = config, folder, command, beside
         self.resume, self.stop, self.swept = resume, stop or Stop(), swept or {}
         self.started = time.perf_counter()
@@ -94,7 +97,13 @@ class Session:
             )
         self.record()
         self.announce()
-        self.trainer, self.recorder = build_trainer(self.config, self.folder, self.voice, self.stop, self.swept)
+        watchers = []
+        if self.pruning:
+            from vi_lab.training.study import Pruning  # with Optuna, which nothing else needs
+
+            watchers.append(Pruning(**self.pruning, epochs=self.config.trainer.max_epochs))
+        parts = (self.config, self.folder, self.voice, self.stop, self.swept, watchers)
+        self.trainer, self.recorder = build_trainer(*parts)
         self.checkpoint = self.rewind()
         self.stop.serve("before training")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def build_trainer(
     voice: Voice,
     stop: Stop | None = None,
     swept: Mapping[str, Any] = {},
+    watchers: Sequence[Callback] = (),
 ) -> tuple[lightning.Trainer, Recorder]:
     """The trainer and, of its callbacks, the one that keeps the record.
 
@@ -37,6 +38,7 @@ def build_trainer(
         voice: for the progress display.
         stop: lets a signal stop training after a step.
         swept: see `hyperparameters`.
+        watchers: more callbacks.
 
     Raises:
         UserError: Lightning does not take an argument, or this machine lacks the device.
@@ -49,6 +51,7 @@ def build_trainer(
         *[Compilation(voice)] * bool(config.compile),
         *_watchers(config, folder, recorder),
         *[instantiate(node) for node in (config.get("callbacks") or {}).values()],
+        *watchers,
         _checkpoints(config, folder, recorder, stop or Stop()),
     ]
     trainer = make_trainer(

@@ -1,0 +1,289 @@
+"""`vi-lab tune sweep=NAME trials=N KEY=SPACE ...`: search settings by validation loss, on Optuna's ask and tell.
+
+Each start of the command is a worker. A trial is a set of overrides; its runs, one for each seed, are jobs of a named
+sweep (`vi_lab.commands.named`): claimed, resumed and taken over like these. Whoever sees that the runs of a trial have
+ended tells the study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+
+from vi_lab.adapters.hydra import launcher
+from vi_lab.commands.launch import hand_over, rehearse_all
+from vi_lab.commands.named import Task, at_work, digest_of, drain, is_free
+from vi_lab.commands.train import task
+from vi_lab.config import check_jobs, explain, key_of, only_asks, quote, read_arguments, search_path
+from vi_lab.console import Heading, Terminal, load, make_console, number, print_tables
+from vi_lab.errors import UserError, nearby, printable
+from vi_lab.runs.files import STUDY_FILE, write_csv, write_text
+from vi_lab.runs.jobs import Jobs, Record, fingerprint
+from vi_lab.runs.run import finished
+from vi_lab.schema import CONFIG_DIR, JOB, has
+from vi_lab.version import __version__
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+OWN = ("trials", "sampler", "pruner")
+BEST = 10
+"""Trials in the table of the end."""
+
+
+def main(argv: list[str]) -> int:
+    """Search until there are so many trials.
+
+    Raises:
+        UserError: a mistake in the overrides, or another search has this name.
+    """
+    arguments = read_arguments(argv)
+    if only_asks(arguments):
+        hand_over("tune", task, arguments)
+        return 0
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UserError("vi-lab tune needs Optuna: pip install 'vi_lab[tune]'") from None
+    search = _Search(arguments)
+    search.record()
+    load("torch", "lightning")
+    rehearse_all(search.configs)
+    overrides = [*search.base, f"sweep={search.name}", f"hydra.sweep.dir={quote(str(search.folder))}"]
+    launch = launcher(task, [*overrides, *search_path(arguments.config_dir)], CONFIG_DIR, "train")
+    write_text(search.folder / "multirun.yaml", launch.yaml)
+    print(f"{search.trials} trials below {printable(nearby(search.folder))}: {search.counted()}", flush=True)
+    with at_work(search.jobs, search.trials * len(search.seeds), launch):
+        drain(search.tasks, search.jobs, launch, {}, search.retries)
+    search.publish(make_console())
+    return 0 if search.best() else 1
+
+
+class _Search:
+    """What a command asks for.
+
+    Args:
+        arguments: its words.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from vi_lab.training.study import sampler_of, space_of
+
+        if arguments.multirun or arguments.dry_run:
+            raise UserError("vi-lab tune takes neither -m nor --dry-run: what is swept is the space that is searched")
+        words = arguments.overrides
+        if of_hydra := [word for word in words if key_of(word).startswith("hydra")]:
+            raise UserError(f"{of_hydra[0]}: each start of vi-lab tune is a worker; start it as often as you like")
+        if resumed := [word for word in words if key_of(word) == "resume"]:
+            raise UserError(f"{resumed[0]}: the same command again goes on; leave it out")
+        own = [word for word in words if has(key_of(word), JOB)]
+        (values,) = check_jobs("tune", [own], arguments.config_dir)
+        if values["sweep"] is None:
+            raise UserError("vi-lab tune needs sweep=NAME, which names the folder of the search")
+        self.name, self.retries, self.pruner = str(values["sweep"]), int(values["retries"]), str(values["pruner"])
+        self.folder = Path(values["paths"]["log_dir"]) / "sweeps" / self.name
+        rest = [word for word in words if key_of(word) not in (*OWN, "sweep", "retries")]
+        try:
+            self.space = space_of(word for word in rest if key_of(word) != "seed")
+            seeds = space_of(word for word in rest if key_of(word) == "seed")
+        except HydraException as error:
+            raise UserError(explain(error)) from error
+        if vain := [key for key in self.space if has(key, JOB)]:
+            raise UserError(f"{vain[0]}: jobs that differ in it are the same; give one value")
+        if not self.space:
+            raise UserError("nothing to search: give a space, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'")
+        self.base = [word for word in rest if key_of(word) not in self.space and key_of(word) not in seeds]
+        self.configs = check_jobs("train", self._corners(), arguments.config_dir)
+        if any(config["stack"] for config in self.configs):
+            raise UserError("stack= trains jobs in one process; vi-lab tune has any number: leave it out")
+        if not all(config["data"]["validation"] for config in self.configs):
+            raise UserError("data.validation=0: a search needs held-out images; the test images are not for choosing")
+        self.seeds = [str(one) for one in getattr(seeds.get("seed"), "choices", ())] or [str(self.configs[0]["seed"])]
+        self.epochs = max(config["trainer"]["max_epochs"] for config in self.configs)
+        self.sampler = sampler_of(values["sampler"], self.space)
+        grid = math.prod(len(getattr(found, "choices", ())) for found in self.space.values())
+        self.trials = min(int(values["trials"]), grid) if values["sampler"] == "grid" else int(values["trials"])
+        self.made = {
+            "words": [*self.base, *(f"{key}={found!r}" for key, found in self.space.items()), f"seeds={self.seeds}"],
+            "swept": [*self.space, "seed"],
+            "vi_lab": __version__,
+            "configs": digest_of(arguments.config_dir),
+            "settings": [fingerprint(config) for config in self.configs],
+            "pruner": self.pruner,
+            "jobs": {},
+        }
+        self.jobs = Jobs(self.folder, [])
+        self._study: Study | None = None
+
+    def _corners(self) -> list[list[str]]:
+        """Jobs at the ends of the space, with each choice: where these can be made, the others can."""
+        from optuna.distributions import CategoricalDistribution
+
+        def ends(found: BaseDistribution) -> Sequence[Any]:
+            return found.choices if isinstance(found, CategoricalDistribution) else (found.low, found.high)  # type: ignore[attr-defined]
+
+        first = {key: ends(found)[0] for key, found in self.space.items()}
+        jobs = [first, *({**first, key: one} for key, found in self.space.items() for one in ends(found)[1:])]
+        return [[*self.base, *(f"{key}={value}" for key, value in job.items())] for job in jobs]
+
+    def record(self) -> None:
+        """Put the search into the sweep's record.
+
+        Raises:
+            UserError: the folder is that of another one.
+        """
+        commands = Record(self.folder).commands
+        if commands and not (self.folder / STUDY_FILE).is_file():
+            raise UserError(f"sweep={self.name}: a sweep of vi-lab train has this name; choose another")
+        for key in ("words", "settings", "pruner") if commands else ():
+            before, now = commands[0].get(key), self.made[key]
+            if before != now:
+                told = f"pruner={before}" if key == "pruner" else "; ".join(sorted({*map(str, before or ())} ^ {*now}))
+                raise UserError(f"sweep={self.name}: another search has this name ({told}); choose another")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _ = self.study
+        if not commands:
+            Record(self.folder).write(self.made)
+
+    @property
+    def study(self) -> Study:
+        """Optuna's."""
+        from vi_lab.training.study import open_study
+
+        if self._study is None:
+            self._study = open_study(self.folder, self.sampler, self.pruner, self.epochs)
+        return self._study
+
+    # --- the trials ---------------------------------------------------------------------------------------------
+
+    def tasks(self) -> list[Task]:
+        """The runs of the trials that are not told yet; of a new trial where none of them is free, and there may be
+        more."""
+        trials = self._running()
+        tasks = [one for trial in trials for one in self._tasks(trial)]
+        self.jobs.names = [one.name for one in tasks]
+        if any(is_free(state, 0, self.retries) for state in self.jobs.states().values()):
+            return tasks
+        with self._asking():
+            if len(self.study.get_trials(deepcopy=False)) >= self.trials:
+                return tasks
+            asked = self.study.ask(self.space)
+        return [*tasks, *self._tasks(self.study.get_trials(deepcopy=False)[asked.number])]
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One worker at a time, so that there are no more trials than wanted."""
+        from optuna.storages.journal import JournalFileSymlinkLock
+
+        lock = JournalFileSymlinkLock(str(self.folder / ".sweep" / "ask"))
+        lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _running(self) -> list[FrozenTrial]:
+        """The trials that are at work, once those that have ended are told."""
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in trials if not self._tell(trial)]
+
+    def _tell(self, trial: FrozenTrial) -> bool:
+        """Tell the study of a trial whose runs have ended."""
+        from optuna.trial import TrialState
+
+        names = [self._name(trial, seed) for seed in self.seeds]
+        states = Jobs(self.folder, names).states().values()
+        if any(state.name == "pruned" for state in states):
+            self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+        elif any(state.name == "failed" and not is_free(state, 0, self.retries) for state in states):
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        elif all(state.name == "completed" for state in states):
+            losses = [loss for name in names if (loss := finished(self.folder / name)) is not None]
+            self.study.tell(trial.number, fmean(losses), skip_if_finished=True)
+        else:
+            return False
+        return True
+
+    def _tasks(self, trial: FrozenTrial) -> list[Task]:
+        """The runs of a trial; where a study may end it, the first before the others."""
+        from vi_lab.training.study import words_of
+
+        words = [*self.base, *words_of(trial.params, self.space), f"sweep={self.name}"]
+        tasks = [
+            Task([*words, f"seed={seed}"], self._name(trial, seed), trial.number * len(self.seeds) + place)
+            for place, seed in enumerate(self.seeds)
+        ]
+        first = self.pruner != "none" and finished(self.folder / tasks[0].name) is None
+        return tasks[:1] if first else tasks
+
+    @staticmethod
+    def _name(trial: FrozenTrial, seed: str) -> str:
+        return f"trial-{trial.number:04d}-s{seed}"
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def counted(self) -> str:
+        """As "3 completed, 1 pruned"."""
+        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False)]
+        return ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states)) or "none yet"
+
+    def best(self) -> list[FrozenTrial]:
+        """The trials that have a loss, the best first."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.value is not None]
+        return sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda trial: trial.value or 0.0)
+
+    def publish(self, terminal: Terminal) -> None:
+        """The table of the best, what matters, and the figures."""
+        from vi_lab.figures.study import write_figures
+
+        best, importances = self.best(), self._importances()
+        terminal.say(f"{len(self.study.get_trials(deepcopy=False))} trials: {self.counted()}")
+        place = self.folder / "tuning"
+        place.mkdir(exist_ok=True)
+        trials = self.study.get_trials(deepcopy=False)
+        rows = [{"trial": t.number, "state": t.state.name.lower(), "val/loss": t.value, **t.params} for t in trials]
+        write_csv(place / "trials.csv", rows)
+        if not best:
+            terminal.say(f"No trial was completed; the runs say why: vi-lab status {nearby(self.folder)}")
+            return
+        keys = [*self.space]
+        headings = [
+            Heading("trial"),
+            Heading("val/loss"),
+            *(Heading(key, priority=1 + i) for i, key in enumerate(keys)),
+        ]
+        cells = [[str(t.number), number(t.value or 0.0, ".3f"), *(_cell(t.params.get(k)) for k in keys)] for t in best]
+        print_tables(terminal, headings, [("", cells[:BEST])], "trials.csv has them")
+        if importances:
+            shares = ", ".join(f"{key} {share:.0%}" for key, share in importances.items())
+            terminal.say(f"Importance (fANOVA, the share of the loss's variance that a key explains): {shares}")
+        write_figures(place, trials, keys, importances)
+        again = shlex.join([*self.base, *(f"{key}={best[0].params[key]}" for key in keys)])
+        terminal.say(f"The best again: vi-lab train {again}")
+        terminal.say(f"Trials and figures: {nearby(place)}")
+        terminal.say(f"Dashboard: optuna-dashboard {shlex.quote(str(nearby(self.folder / STUDY_FILE)))}")
+
+    def _importances(self) -> dict[str, float]:
+        """Of each key, by functional ANOVA (Hutter et al. 2014); empty where there are too few trials."""
+        from optuna.importance import get_param_importances
+
+        try:
+            return dict(get_param_importances(self.study))
+        except (ValueError, RuntimeError, ZeroDivisionError):
+            return {}
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
