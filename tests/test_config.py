@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tests.support import composed, refusal
-from vi_lab.config import check_overrides, read_arguments, split_sweep
+from vi_lab.adapters.hydra import Quick
+from vi_lab.config import check_overrides, compose_job, read_arguments, split_sweep
 from vi_lab.errors import UserError, one_line
 from vi_lab.schema import CONFIG_DIR, leaves
 
@@ -218,3 +222,30 @@ def test_overrides_compose_or_end_in_one_line(lists: int) -> None:
     check()
     assert len(outcomes) >= 0.9 * lists
     assert 0.05 < sum(outcomes) / len(outcomes) < 0.95  # both kinds were met
+
+
+VALUES = st.sampled_from(
+    ["seed=3", "temperature=0.7", "optimizer.lr=1e-5", "optimizer.betas=[0.5,0.6]", "network.encoder.hidden=[3,4]",
+     "network.encoder={hidden:[5]}", "data.root=null", "notes='a, b'", "tags=[x,y]", "name=${estimator._target_}",
+     "+trainer.min_epochs=2", "++trainer.max_epochs=3", "~trainer.deterministic", "estimator=rloo", "estimator=vq",
+     "schedule=linear", "latent=4x8", "logger=[]", "logger=[csv,tensorboard]", "callbacks=[lr_monitor]", "samples=2",
+     "hydra.sweep.subdir=here", "+hydra.job.env_set.ONE='1'", "experiment=seed_gumbel", "objective.beta=0.5"]
+)  # fmt: skip
+
+
+JOBS = st.lists(VALUES, max_size=5, unique_by=lambda word: word.strip("+~").split("=")[0])
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(JOBS, min_size=2, max_size=3))
+def test_what_is_composed_quickly_is_what_hydra_composes(jobs: list[list[str]]) -> None:
+    quick = Quick()
+    for words in (*jobs, *jobs):  # the second time from what is known
+        composed_, told = [], []
+        for shared in (quick, None):
+            try:
+                composed_.append(OmegaConf.to_yaml(compose_job("train", words, None, shared)))
+            except (HydraException, OmegaConfBaseException) as error:
+                told.append(str(error))
+        assert len({*composed_}) + len({*told}) == 1

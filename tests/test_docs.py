@@ -23,7 +23,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from vi_lab import cli
-from vi_lab.config import check_overrides, quote
+from vi_lab.commands.tune import _Search
+from vi_lab.config import check_overrides, quote, read_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -31,7 +32,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 LANGUAGES = {"sh", "python", "py", "yaml", "toml", "text"}
-NOT_RUN = 1
+NOT_RUN = 3
 """How many blocks may say that they are not run."""
 TEXT = 1
 """How many blocks may be no code."""
@@ -57,7 +58,7 @@ class Block(NamedTuple):
 
 
 FENCE = re.compile(
-    r'^(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
+    r'^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
     re.MULTILINE | re.DOTALL,
 )
 
@@ -165,6 +166,10 @@ def check_vi_lab(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     """The command exists and takes these arguments."""
     command, *rest = arguments
     assert command in cli.COMMANDS
+    if command == "tune":
+        pytest.importorskip("optuna")
+        _Search(read_arguments(rest))
+        return
     if command not in ("train", "audit", "evaluate"):
         with pytest.raises(SystemExit, match="0"):
             cli.main([command, "--help"])
@@ -190,7 +195,7 @@ def check_vi_lab(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     if config_dir and not Path(config_dir).is_dir():
         assert config_dir.isupper(), "a folder that the page does not make"
         return  # a placeholder: FOLDER
-    if any("submitit" in override for override in overrides):  # a plugin that is not a dependency
+    if any("launcher" in override for override in overrides):  # plugins are no dependencies
         overrides = [o for o in overrides if not o.startswith(("hydra/launcher=", "hydra.launcher."))]
     check_overrides(command, overrides, multirun, config_dir)
 

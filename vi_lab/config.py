@@ -86,7 +86,7 @@ def _known_keys(path: str, compose_without: Callable[[str], DictConfig]) -> str:
 
 def _groups() -> list[str]:
     """The shipped groups of a model's config."""
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def _initialized() -> AbstractContextManager:

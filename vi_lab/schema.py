@@ -183,6 +183,8 @@ KEYS: dict[str, Key] = {
     "data.batch_size": Key(SIZE, SHOWN),
     "data.eval_batch_size": Key(SIZE),
     "data.validation": Key(_whole(0, 10**6)),
+    "data.folds": Key(_optional(_whole(2, 1000)), SHOWN),
+    "data.fold": Key(_whole(0, 999), INCIDENTAL | SHOWN),
     "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none"), SHOWN),
     "data.drop_last": Key(FLAG),
     "data.test_every_epoch": Key(FLAG),
@@ -455,6 +457,11 @@ def _watched(values: dict) -> Iterator[tuple[str, Any]]:
         yield "lr_scheduler.monitor", schedule.get("monitor")
 
 
+def holds_out(data: Any) -> bool:
+    """Whether images are held out, by the node `data` of a config."""
+    return bool(data["validation"] or data.get("folds"))
+
+
 def check_parts(values: dict) -> None:
     """Refuse parts that do not fit each other: an estimator and a latent, an objective, a schedule.
 
@@ -464,9 +471,13 @@ def check_parts(values: dict) -> None:
     data, estimator, latent = values["data"], values["estimator"], values["latent"]
     if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
         raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
+    folds, fold = data.get("folds"), data.get("fold", 0)
+    if fold and not (folds and fold < folds):
+        wanted = f"0 to {folds - 1}, as data.folds={folds}" if folds else "data.folds=K with it"
+        raise UserError(f"data.fold={fold}: wanted {wanted}")
     for path, metric in _watched(values):
         split = str(metric).partition("/")[0]
-        if split == "val" and not data["validation"]:
+        if split == "val" and not holds_out(data):
             raise UserError(f"{path}={metric}: nothing is held out (data.validation=0)")
         if split == "test" and not data["test_every_epoch"]:
             raise UserError(f"{path}={metric}: wanted a metric of every epoch; data.test_every_epoch=true makes it one")

@@ -129,3 +129,16 @@ def test_ddp_trains_two_processes_on_disjoint_shards(tmp_path: Path) -> None:
     assert done.stdout.count("epoch 2/2") == 1  # one process speaks
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["images"] == 360  # of both shards
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "completed"
+
+
+@pytest.mark.slow
+def test_ddp_in_a_sweep_is_the_single_run(tmp_path: Path) -> None:
+    together = ["accelerator=ddp", "accelerator.accelerator=cpu", "data.batch_size=50", "trainer.max_epochs=1"]
+    small = [*(o for o in SMALL if o != "accelerator=cpu"), *together]
+    for words in (["-m", "sweep=first", "seed=0,1"], ["seed=1", "hydra.run.dir=alone"]):
+        command = [sys.executable, "-m", "vi_lab", "train", *small, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        assert done.returncode == 0, done.stderr
+    (job,) = (tmp_path / "outputs" / "sweeps" / "first").glob("*-s1-*")
+    for name in ("metrics.csv", "metrics.json", "config_resolved.yaml"):
+        assert (job / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

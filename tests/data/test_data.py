@@ -41,6 +41,30 @@ def test_splits(idx_data: Path) -> None:
     assert [len(x) for x, _ in datamodule.test_dataloader()] == [40, 40, 20]
 
 
+def test_folds_hold_out_each_image_once_and_are_those_of_every_run(idx_data: Path) -> None:
+    images = load("mnist", idx_data).train_images
+    held, sizes = torch.zeros(len(images), dtype=torch.int64), []
+    for fold in range(7):
+        datamodule = module(idx_data, folds=7, fold=fold, validation=0, seed=fold)
+        (train, _), (validation, _) = datamodule.splits["train"], datamodule.splits["val"]
+        assert datamodule.validation_splits == ["val"]
+        assert len(train) + len(validation) == len(images)
+        sizes.append(len(validation))
+        known = {image.numpy().tobytes(): index for index, image in enumerate(images)}
+        places = [known[image.numpy().tobytes()] for image in validation]
+        held[places] += 1
+        assert not {*places} & {known[image.numpy().tobytes()] for image in train}
+    assert held.eq(1).all()
+    assert sorted(sizes) == [42] + [43] * 6  # of 300
+    again = module(idx_data, folds=7, fold=6, seed=5)
+    assert torch.equal(again.splits["val"][0], validation)
+
+
+def test_a_fold_that_is_none(idx_data: Path) -> None:
+    with pytest.raises(ValueError, match="fold=3: wanted 0 to 2, as folds=3"):
+        module(idx_data, folds=3, fold=3)
+
+
 def test_validation_zero_trains_on_all(idx_data: Path) -> None:
     datamodule = module(idx_data, validation=0, test_every_epoch=True)
     assert len(datamodule.train_dataloader()) == 6

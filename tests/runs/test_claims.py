@@ -153,7 +153,7 @@ def test_a_job_with_which_workers_die_at_one_place_is_told(tmp_path: Path) -> No
     last = tmp_path / "job" / "checkpoints" / "last.ckpt"
     for number in range(1, DEATHS + 1):
         assert not jobs.dies("job", number - 1)
-        assert jobs.claim("job") is not None
+        assert jobs.claim("job", number) is not None
         age(tmp_path, claims.YOUNG + 1, f"job.{number}")
     assert jobs.dies("job", DEATHS)
     last.write_text("a step further")
@@ -162,8 +162,8 @@ def test_a_job_with_which_workers_die_at_one_place_is_told(tmp_path: Path) -> No
 
 def test_a_job_of_another_worker_is_not_claimed(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, ["job"])
-    assert jobs.claim("job") is not None
-    assert jobs.claim("job") is None
+    assert jobs.claim("job", 1) is not None
+    assert jobs.claim("job", 1) is None
     state = jobs.states()["job"]
     assert (state.name, state.claims) == ("running", 1)
     assert state.worker.endswith(f":{os.getpid()}")

@@ -9,9 +9,9 @@ import argparse
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir, version
 from hydra._internal.callbacks import Callbacks
@@ -22,7 +22,7 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
@@ -108,10 +108,10 @@ class QuickLoader(ConfigLoaderImpl):
 
     def _is_value(self, override: Override) -> bool:
         """Whether an override changes a value only, and not which files are composed."""
-        key = override.key_or_group
-        ours = not key.startswith("hydra") or key.startswith("hydra.sweep.")
-        plain = override.type == OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
-        return ours and plain and not self.repository.group_exists(key)
+        key, plain = override.key_or_group, override.package is None and not override.is_sweep_override()
+        if key.startswith("hydra"):
+            return plain and key.startswith(("hydra.sweep.", "hydra.job.env_set."))
+        return plain and override.type == OverrideType.CHANGE and not self.repository.group_exists(key)
 
 
 class Quick:
@@ -212,6 +212,48 @@ def completions(config_name: str, word: str, before: list[str], multirun: bool) 
     keys = plugin._get_matches(config, word)
     lists = {key for key in keys if key.endswith(".") and OmegaConf.is_list(OmegaConf.select(config, key[:-1]))}
     return [*groups, *(f"{key[:-1]}=" if key in lists else key for key in keys)]  # a list is given as a whole
+
+
+class Space(NamedTuple):
+    """What a key is searched over."""
+
+    words: str
+    """As the user wrote it."""
+    values: list[str] | None = None
+    """Choices, as values of overrides; None: an interval."""
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    log: bool = False
+    """Over the interval's logarithm."""
+
+
+def spaces(overrides: Iterable[str]) -> dict[str, Space]:
+    """The keys of overrides that are given a space, in Hydra's words for sweeps.
+
+    Raises:
+        UserError: one that is none: glob, or an interval without ends.
+    """
+    parsed = OverridesParser.create().parse_overrides([*overrides])
+    return {o.get_key_element(): _space(o) for o in parsed if o.is_sweep_override()}
+
+
+def _space(override: Override) -> Space:
+    value, words = override.value(), str(override.input_line)
+    if isinstance(value, ChoiceSweep):
+        return Space(words, [Override._get_value_element_as_str(one) for one in value.list])
+    if isinstance(value, RangeSweep) and _choices(override) <= MOST_JOBS:
+        values = [str(one) for one in value.range()]
+        if not values:
+            raise UserError(f"{words}: an empty range")
+        return Space(words, values)
+    if not isinstance(value, IntervalSweep) or value.start is None or value.end is None:
+        raise UserError(f"{words}: wanted interval(LOW,HIGH), choice(A,B) or range(FIRST,BEFORE,STEP)")
+    whole, log = isinstance(value.start, int) and isinstance(value.end, int), "log" in value.tags
+    if not value.start < value.end or (log and not value.start > 0):
+        wanted = "0 < LOW < HIGH, as tag(log, ...) is over logarithms" if log else "LOW < HIGH"
+        raise UserError(f"{words}: wanted interval(LOW,HIGH) with {wanted}")
+    return Space(words, None, value.start, value.end, whole, log)
 
 
 def _choices(override: Override) -> float:

@@ -20,6 +20,7 @@ from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.run import Run, find_runs
 from vi_lab.runs.trust import refuse_links
+from vi_lab.schema import holds_out
 from vi_lab.training.process import prepare_process
 
 
@@ -122,7 +123,7 @@ def _prepare(stored: Run, config: DictConfig) -> None:
     stored.config.data.download = config.data.download  # nothing is fetched on the word of somebody else's folder
     if config.data.root is not None and stored.config.data.source != "digits":
         stored.config.data.root = config.data.root
-    if config.split == "val" and not stored.config.data.validation:
+    if config.split == "val" and not holds_out(stored.config.data):
         raise UserError(f"split=val: {stored.folder} has held nothing out (data.validation=0)")
 
 

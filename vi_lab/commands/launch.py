@@ -123,7 +123,7 @@ def checked(name: str, arguments: argparse.Namespace) -> list[dict]:
     if arguments.dry_run:
         raise UserError(f"{DRY_RUN} lists the jobs of a named sweep: vi-lab train -m sweep=NAME")
     configs = check_overrides(name, arguments.overrides, arguments.multirun, arguments.config_dir)
-    check_accelerators(configs, arguments.multirun)
+    check_accelerators(configs)
     return configs
 
 

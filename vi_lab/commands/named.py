@@ -41,7 +41,7 @@ from vi_lab.config import (
 from vi_lab.console import Heading, make_console, print_tables
 from vi_lab.errors import Interrupted, UserError, ViLabError, complain, nearby, one_line, printable
 from vi_lab.runs.files import Status, write_text
-from vi_lab.runs.jobs import Jobs, Record, State, counted, fingerprint, settings_of
+from vi_lab.runs.jobs import CLAIM, Jobs, Record, State, counted, fingerprint, settings_of
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
 from vi_lab.runs.trust import trusting
@@ -200,7 +200,7 @@ class _Named:
         if len(others) > MANY:
             print(f"checking {len(others)} jobs", flush=True)
         configs = check_jobs("train", others, self.config_dir)
-        check_accelerators(configs, multirun=True)
+        check_accelerators(configs)
         there = {name.rpartition("-")[2]: name for name in known.values()}
         for job, config in zip(others, configs, strict=True):
             text, mark = _text(job), fingerprint(config)
@@ -304,7 +304,7 @@ def drain(
         if free:
             waiting = False
             batch = free if launch.parallel else free[:1]
-            overrides = [[*task.words, f"hydra.sweep.subdir={quote(task.name)}"] for task in batch]
+            overrides = [_launched(task, states[task.name].claims + 1) for task in batch]
             error = None
             try:
                 launch(overrides, batch[0].number)
@@ -329,6 +329,11 @@ def drain(
             workers = ", ".join(sorted({printable(state.worker) for state in busy}))
             print(f"waits for {len(busy)} job{'s' * (len(busy) != 1)} of {workers}; Ctrl-C leaves them", flush=True)
         time.sleep(LOOK)
+
+
+def _launched(task: Task, claim: int) -> list[str]:
+    """The overrides of a job for a launcher."""
+    return [*task.words, f"hydra.sweep.subdir={quote(task.name)}", f"+hydra.job.env_set.{CLAIM}='{claim}'"]
 
 
 def _own(jobs: Jobs) -> bool:

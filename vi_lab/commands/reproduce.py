@@ -73,7 +73,7 @@ def reproduce(folder: str, output: str | None, overrides: list[str]) -> bool:
         if (place := Path(os.path.abspath(target))).is_relative_to(theirs := Path(os.path.abspath(run.folder))):
             inside(theirs, str(place.relative_to(theirs)))
         target.mkdir(parents=True, exist_ok=True)
-    check_accelerators([plain(config)], multirun=False)
+    check_accelerators([plain(config)])
     check_loggers(plain(config), folder)
     config.threads = config.threads or threads_of(run.environment)  # another number gives other bits
     execute(Job(config, target, {"command": f"vi-lab reproduce {folder}"}))

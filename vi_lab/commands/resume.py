@@ -47,7 +47,7 @@ def resume_run(folder: Path, overrides: list[str]) -> None:
     put_values(config, parse_values(overrides, RESUME, "resume="))
     check_stored(plain(config), f"resume={folder}", "this one")
     check_loggers(plain(config), f"resume={folder}")
-    check_accelerators([plain(config)], multirun=False)
+    check_accelerators([plain(config)])
     if completed(folder, config) is not None:
         epochs = Run(folder).config.trainer.max_epochs
         name = printable(nearby(folder))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -20,13 +22,17 @@ from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_c
 from vi_lab.config import key_of, only_asks, read_arguments, swept_keys
 from vi_lab.errors import Pruned, UserError, ViLabError, complain, nearby, one_line, printable
 from vi_lab.runs.files import STUDY_FILE
-from vi_lab.runs.jobs import TRIAL, Jobs, Record
+from vi_lab.runs.jobs import CLAIM, TRIAL, Jobs, Record
 from vi_lab.runs.run import finished
 from vi_lab.runs.trust import read_yaml
 from vi_lab.schema import JOB, has
+from vi_lab.training.apart import execute_apart, trains_together
 from vi_lab.training.execution import Job, execute
 from vi_lab.training.sweep import Stacks, beside, standing, time_left
 from vi_lab.training.workers import preemption, work
+
+OF_MACHINE = ("data.root", "data.download", "threads", "debug", "paths.data_dir", "paths.log_dir", "tags", "notes")
+"""What a process of a job's own is told too, though it does not make the job another one."""
 
 
 def main(argv: list[str]) -> int:
@@ -71,12 +77,14 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
     if named:
         record = Record(sweep)
         options["swept"] = _values(words, record.swept)
-        if (sweep / STUDY_FILE).is_file() and (trial := TRIAL.match(folder.name)):
+        trial = TRIAL.fullmatch(folder.name) if (sweep / STUDY_FILE).is_file() else None
+        if trial and trial["run"] == record.commands[0]["first"]:  # which speaks for the others of its trial
             pruner = record.commands[0]["pruner"]
             options["pruning"] = {"folder": sweep, "number": int(trial["number"]), "pruner": pruner}
         job = Job(config, folder, options, sweep)
         try:
-            return work(partial(_do_claimed, job)) if parallel else _do_claimed(job)
+            do = partial(_do_claimed, job, _apart(of_hydra))
+            return work(do) if parallel else do()
         except KeyboardInterrupt as error:
             raise Abort(error) from None
     try:
@@ -95,7 +103,8 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
         job = Job(config, folder, options, sweep if in_sweep else None)
         if stacked:
             return _train_stack(stacked, number, job)
-        return work(partial(execute, job)) if parallel else execute(job)
+        alone = partial(_do, job, _apart(of_hydra))
+        return work(alone) if parallel else alone()
     except BaseException as error:
         if stacked and isinstance(error, Exception) and number not in stacked.outcomes:
             _train_stack(stacked, number, None)  # the others do not wait for it
@@ -104,11 +113,24 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
         raise Abort(error) from None
 
 
-def _do_claimed(job: Job) -> float | None:
+def _apart(of_hydra: HydraConf) -> list[str]:
+    """The overrides of a job, for a process of its own."""
+    words = [word for word in of_hydra.overrides.task if not has(key_of(word), JOB) or key_of(word) in OF_MACHINE]
+    return [*words, *(word for word in of_hydra.overrides.hydra if word.startswith("hydra.searchpath="))]
+
+
+def _do(job: Job, words: list[str]) -> float:
+    """Do a job: of a sweep, where processes train together, in one of its own."""
+    return execute_apart(job, words) if job.hint is not None and trains_together(job) else execute(job)
+
+
+def _do_claimed(job: Job, words: list[str]) -> float | None:
     """Do a job of a named sweep, unless another worker has it. Where it fails, the sweep goes on."""
     sweep, folder = job.folder.parent, job.folder
-    jobs = Jobs(sweep, [folder.name])
-    held = jobs.claim(folder.name)
+    jobs, number = Jobs(sweep, [folder.name]), int(os.environ[CLAIM])
+    held = jobs.claim(folder.name, number)
+    if held is None and preemption() and jobs.claims.read()[folder.name][number - 1 :] == ["interrupted"]:
+        held = jobs.claim(folder.name, number + 1)  # it was put into the queue again
     if held is None:
         return None
     with held:
@@ -118,7 +140,7 @@ def _do_claimed(job: Job) -> float | None:
         print(printable(f"{job.options['label']}{folder.name}"), flush=True)
         resume = (folder / "status.json").is_file()
         try:
-            result = execute(job._replace(options={**job.options, "resume": resume}))
+            result = _do(job._replace(options={**job.options, "resume": resume}), words)
         except KeyboardInterrupt as error:
             raise again(error) from error
         except Pruned as error:

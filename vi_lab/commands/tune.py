@@ -1,8 +1,8 @@
 """`vi-lab tune sweep=NAME trials=N KEY=SPACE ...`: search settings by validation loss, on Optuna's ask and tell.
 
-Each start of the command is a worker. A trial is a set of overrides; its runs, one for each seed, are jobs of a named
-sweep (`vi_lab.commands.named`): claimed, resumed and taken over like these. Whoever sees that the runs of a trial have
-ended tells the study.
+Each start of the command is a worker. A trial is a set of overrides; its runs, one for each seed and fold, are jobs of
+a named sweep (`vi_lab.commands.named`): claimed, resumed and taken over like these. Whoever sees that the runs of a
+trial have ended tells the study.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.errors import HydraException
 
@@ -28,7 +28,7 @@ from vi_lab.errors import UserError, nearby, printable
 from vi_lab.runs.files import STUDY_FILE, write_csv, write_text
 from vi_lab.runs.jobs import Jobs, Record, fingerprint
 from vi_lab.runs.run import finished
-from vi_lab.schema import CONFIG_DIR, JOB, has
+from vi_lab.schema import CONFIG_DIR, JOB, has, holds_out
 from vi_lab.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 OWN = ("trials", "sampler", "pruner")
+REPEATED = ("seed", "data.fold")
+"""Of these each trial has all values, and is scored by the mean."""
 BEST = 10
 """Trials in the table of the end."""
 
@@ -62,11 +64,33 @@ def main(argv: list[str]) -> int:
     overrides = [*search.base, f"sweep={search.name}", f"hydra.sweep.dir={quote(str(search.folder))}"]
     launch = launcher(task, [*overrides, *search_path(arguments.config_dir)], CONFIG_DIR, "train")
     write_text(search.folder / "multirun.yaml", launch.yaml)
-    print(f"{search.trials} trials below {printable(nearby(search.folder))}: {search.counted()}", flush=True)
-    with at_work(search.jobs, search.trials * len(search.seeds), launch):
+    count = f"{search.trials} trial{'s' * (search.trials != 1)}"
+    print(f"{count} below {printable(nearby(search.folder))}: {search.counted()}", flush=True)
+    with at_work(search.jobs, search.trials * len(search.runs), launch):
         drain(search.tasks, search.jobs, launch, {}, search.retries)
     search.publish(make_console())
     return 0 if search.best() else 1
+
+
+FEW = 5
+"""With fewer trials nothing is said of what matters."""
+
+
+class Repeat(NamedTuple):
+    """One of the runs of a trial."""
+
+    seed: str
+    fold: str | None
+
+    @property
+    def words(self) -> list[str]:
+        """Its overrides."""
+        return [f"seed={self.seed}", *([] if self.fold is None else [f"data.fold={self.fold}"])]
+
+    @property
+    def suffix(self) -> str:
+        """The end of its folder's name."""
+        return f"s{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
 
 
 class _Search:
@@ -94,32 +118,39 @@ class _Search:
         self.folder = Path(values["paths"]["log_dir"]) / "sweeps" / self.name
         rest = [word for word in words if key_of(word) not in (*OWN, "sweep", "retries")]
         try:
-            self.space = space_of(word for word in rest if key_of(word) != "seed")
-            seeds = space_of(word for word in rest if key_of(word) == "seed")
+            self.space = space_of(word for word in rest if key_of(word) not in REPEATED)
+            repeated = space_of(word for word in rest if key_of(word) in REPEATED)
         except HydraException as error:
             raise UserError(explain(error)) from error
         if vain := [key for key in self.space if has(key, JOB)]:
             raise UserError(f"{vain[0]}: jobs that differ in it are the same; give one value")
         if not self.space:
             raise UserError("nothing to search: give a space, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'")
-        self.base = [word for word in rest if key_of(word) not in self.space and key_of(word) not in seeds]
+        self.base = [word for word in rest if key_of(word) not in {*self.space, *repeated}]
         self.configs = check_jobs("train", self._corners(), arguments.config_dir)
         if any(config["stack"] for config in self.configs):
             raise UserError("stack= trains jobs in one process; vi-lab tune has any number: leave it out")
-        if not all(config["data"]["validation"] for config in self.configs):
+        if not all(holds_out(config["data"]) for config in self.configs):
             raise UserError("data.validation=0: a search needs held-out images; the test images are not for choosing")
-        self.seeds = [str(one) for one in getattr(seeds.get("seed"), "choices", ())] or [str(self.configs[0]["seed"])]
+        values_of = {key: getattr(repeated.get(key), "choices", None) for key in REPEATED}
+        if interval := [key for key in repeated if values_of[key] is None]:
+            raise UserError(f"{interval[0]}: each trial is repeated for it; give the values, as in {interval[0]}=0,1,2")
+        seeds, folds = values_of["seed"] or [str(self.configs[0]["seed"])], values_of["data.fold"]
+        self.runs = [Repeat(str(seed), fold) for seed in seeds for fold in folds or [None]]
         self.epochs = max(config["trainer"]["max_epochs"] for config in self.configs)
         self.sampler = sampler_of(values["sampler"], self.space)
         grid = math.prod(len(getattr(found, "choices", ())) for found in self.space.values())
-        self.trials = min(int(values["trials"]), grid) if values["sampler"] == "grid" else int(values["trials"])
+        self.grid = values["sampler"] == "grid"
+        self.trials = min(int(values["trials"]), grid) if self.grid else int(values["trials"])
+        searched = [f"{key}={found!r}" for key, found in self.space.items()]
         self.made = {
-            "words": [*self.base, *(f"{key}={found!r}" for key, found in self.space.items()), f"seeds={self.seeds}"],
-            "swept": [*self.space, "seed"],
+            "words": [*self.base, *searched, f"runs={[run.suffix for run in self.runs]}"],
+            "swept": [*self.space, *repeated],
             "vi_lab": __version__,
             "configs": digest_of(arguments.config_dir),
             "settings": [fingerprint(config) for config in self.configs],
             "pruner": self.pruner,
+            "first": self.runs[0].suffix,
             "jobs": {},
         }
         self.jobs = Jobs(self.folder, [])
@@ -169,14 +200,20 @@ class _Search:
     def tasks(self) -> list[Task]:
         """The runs of the trials that are not told yet; of a new trial where none of them is free, and there may be
         more."""
+        from vi_lab.training.study import points
+
         trials = self._running()
         tasks = [one for trial in trials for one in self._tasks(trial)]
         self.jobs.names = [one.name for one in tasks]
         if any(is_free(state, 0, self.retries) for state in self.jobs.states().values()):
             return tasks
         with self._asking():
-            if len(self.study.get_trials(deepcopy=False)) >= self.trials:
+            there = self.study.get_trials(deepcopy=False)
+            if len(there) >= self.trials and all(trial.state.name != "WAITING" for trial in there):
                 return tasks
+            if self.grid:
+                taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in there]
+                self.study.enqueue_trial(next(point for point in points(self.space) if point not in taken))
             asked = self.study.ask(self.space)
         return [*tasks, *self._tasks(self.study.get_trials(deepcopy=False)[asked.number])]
 
@@ -203,7 +240,7 @@ class _Search:
         """Tell the study of a trial whose runs have ended."""
         from optuna.trial import TrialState
 
-        names = [self._name(trial, seed) for seed in self.seeds]
+        names = [self._name(trial, run) for run in self.runs]
         states = Jobs(self.folder, names).states().values()
         if any(state.name == "pruned" for state in states):
             self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
@@ -222,15 +259,15 @@ class _Search:
 
         words = [*self.base, *words_of(trial.params, self.space), f"sweep={self.name}"]
         tasks = [
-            Task([*words, f"seed={seed}"], self._name(trial, seed), trial.number * len(self.seeds) + place)
-            for place, seed in enumerate(self.seeds)
+            Task([*words, *run.words], self._name(trial, run), trial.number * len(self.runs) + place)
+            for place, run in enumerate(self.runs)
         ]
         first = self.pruner != "none" and finished(self.folder / tasks[0].name) is None
         return tasks[:1] if first else tasks
 
     @staticmethod
-    def _name(trial: FrozenTrial, seed: str) -> str:
-        return f"trial-{trial.number:04d}-s{seed}"
+    def _name(trial: FrozenTrial, run: Repeat) -> str:
+        return f"trial-{trial.number:04d}-{run.suffix}"
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -279,6 +316,8 @@ class _Search:
         """Of each key, by functional ANOVA (Hutter et al. 2014); empty where there are too few trials."""
         from optuna.importance import get_param_importances
 
+        if len(self.best()) < FEW:
+            return {}
         try:
             return dict(get_param_importances(self.study))
         except (ValueError, RuntimeError, ZeroDivisionError):

@@ -245,9 +245,11 @@ class Comparison:
 
 
 def seed_of(run: Run) -> int | str:
-    """The seed of a run. The split and the order of the data follow it unless data.seed says otherwise."""
+    """The seed of a run, which the order of the data follows unless data.seed says otherwise; of cross-validation, with
+    the part that is held out."""
     seed, data = run.settings["seed"], run.settings["data.seed"]
-    return seed if seed == data else f"{seed}/{data}"
+    text = seed if seed == data else f"{seed}/{data}"
+    return text if run.settings.get("data.folds") is None else f"{text} fold {run.settings['data.fold']}"
 
 
 def _is_number(value: Any) -> bool:
@@ -289,8 +291,8 @@ def kind_left_out(run: Run) -> str:
     state = run.state
     if state == "completed":
         return "finished, but not comparable"
-    if state == "running":
-        return "still running"
+    if state in ("running", "pruned"):
+        return "still running" if state == "running" else "pruned, as others did better"
     try:
         begun = run.checkpoint().is_file()
     except (OSError, ViLabError):

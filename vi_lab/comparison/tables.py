@@ -141,7 +141,9 @@ def explanation(comparison: Comparison, shown: list[Column] | None = None, hints
     has = {column.csv for column in shown}
     level = f"{CONFIDENCE:.0%}".replace("%", " %")
     selection = " and ".join(sorted({s.selection for s in comparison.sections}, reverse=True))
-    sentences = ["Nats per image, lower is better; mean ± standard error over seeds."]
+    folds = any(group.settings.get("data.folds") for group in comparison.groups)
+    over = "seeds and folds, of which each holds out other images; folds share most of theirs" if folds else "seeds"
+    sentences = [f"Nats per image, lower is better; mean ± standard error over {over}."]
     if comparison.selected:
         sentences.append(
             f"Of each estimator the best of all settings tried, by mean {selection}; reported on test images."

@@ -21,6 +21,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         download: fetch what is absent.
         batch_size, eval_batch_size: images per step and device.
         validation: the last so many training images are held out; 0 trains on all.
+        folds: K-fold cross-validation in place of that: the training images in K parts of equal size (but for one),
+            the same ones in every run, of which the one with the number `fold`, from 0, is held out.
         binarization: dynamic, fixed, threshold or none. "fixed" is the same draw for every run, whatever its seed.
         drop_last: drop an incomplete last training batch.
         test_every_epoch: evaluate the test split after each epoch too, for curves.
@@ -41,13 +43,17 @@ class MNISTDataModule(lightning.LightningDataModule):
         eval_batch_size: int = 1000,
         test_every_epoch: bool = False,
         seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
     ) -> None:
         super().__init__()
         if binarization not in BINARIZATIONS:
             raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}; got {binarization!r}")
         self.source, self.root, self.download = source, root, download
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.validation, self.binarization = validation, binarization
+        if folds is not None and not 0 <= fold < folds:
+            raise ValueError(f"fold={fold}: wanted 0 to {folds - 1}, as folds={folds}")
+        self.validation, self.binarization, self.folds, self.fold = validation, binarization, folds, fold
         self.drop_last, self.test_every_epoch, self.seed = drop_last, test_every_epoch, seed
         self.images: Images | None = None
         self.digest: str | None = None
@@ -65,14 +71,20 @@ class MNISTDataModule(lightning.LightningDataModule):
         """
         if self.images is None:
             images = load(self.source, self.root, self.download)
-            left = len(images.train_images) - self.validation
+            left = self.training_images(images)
             if left < (self.batch_size if self.drop_last else 1):
+                key = f"data.folds={self.folds}" if self.folds else f"data.validation={self.validation}"
                 raise UserError(
-                    f"data.validation={self.validation} leaves {max(left, 0)} of {len(images.train_images)} "
+                    f"{key} leaves {max(left, 0)} of {len(images.train_images)} "
                     f"{self.source} images to train on, less than data.batch_size={self.batch_size}"
                 )
             self.images = images
         return self.images
+
+    def training_images(self, images: Images) -> int:
+        """How many are not held out; less than none where `validation` is too large."""
+        total = len(images.train_images)
+        return total - (self.validation if self.folds is None else len(range(self.fold, total, self.folds)))
 
     def checksum(self) -> str:
         """sha256 of the images and labels, before splitting and binarization."""
@@ -92,17 +104,24 @@ class MNISTDataModule(lightning.LightningDataModule):
             generator = torch.Generator().manual_seed(0)
             bits = [draw_bits(split, generator).to(torch.uint8) * 255 for split in (images[0], images[2])]
             images = Images(bits[0], images.train_labels, bits[1], images.test_labels)
-        cut = len(images.train_images) - self.validation
+        cut = self.training_images(images)
+        pixels, labels = images.train_images, images.train_labels
+        if self.folds is not None:
+            order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))  # of every run
+            held = torch.zeros(len(pixels), dtype=torch.bool)
+            held[order[self.fold :: self.folds]] = True
+            last = torch.cat([(~held).nonzero(), held.nonzero()]).squeeze(1)
+            pixels, labels = pixels[last], labels[last]
         self.splits = {
-            "train": (images.train_images[:cut].to(device), images.train_labels[:cut].to(device)),
-            "val": (images.train_images[cut:].to(device), images.train_labels[cut:].to(device)),
+            "train": (pixels[:cut].to(device), labels[:cut].to(device)),
+            "val": (pixels[cut:].to(device), labels[cut:].to(device)),
             "test": (images.test_images.to(device), images.test_labels.to(device)),
         }
 
     @property
     def validation_splits(self) -> list[str]:
         """What is evaluated after each epoch, in the order of the validation loaders."""
-        return ["val"] * (self.validation > 0) + ["test"] * self.test_every_epoch
+        return ["val"] * (self.validation > 0 or self.folds is not None) + ["test"] * self.test_every_epoch
 
     def loader(self, split: str, whole: bool = False) -> BatchLoader:
         """Batches of a split; of this process's shard of it where several train together, unless `whole`."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from vi_lab.errors import ViLabError
 from vi_lab.runs.claims import Claims, Held
 from vi_lab.runs.files import CONFIG_FILE, LAST, write_json
-from vi_lab.runs.run import Run, finished
+from vi_lab.runs.run import Run
 from vi_lab.runs.trust import read_json
 from vi_lab.schema import JOB, has, leaves
 
@@ -27,7 +27,10 @@ DEATHS = 3
 """So many workers in a row that die with a job which gets no further: then it is the job's fault, and it has failed."""
 
 
-TRIAL = re.compile(r"trial-(?P<number>\d{1,7})-s\d+")
+CLAIM = "VI_LAB_CLAIM"
+"""In the environment of a job: the number of the claim that is to be made on it."""
+
+TRIAL = re.compile(r"trial-(?P<number>\d{1,7})-(?P<run>s\d+(-fold\d+)?)")
 """The folder of a run of a study."""
 
 STATES = ("completed", "pruned", "running", "interrupted", "failed", "new")
@@ -145,14 +148,9 @@ class Jobs:
             state = "failed" if outcomes and outcomes[-1] == "failed" else "new"
         return State("interrupted" if state == "killed" else state, number, failures)
 
-    def claim(self, name: str) -> Held | None:
-        """Take the next claim on a job; None where another worker has it, or has completed it."""
-        if finished(self.folder / name) is not None:
-            return None
-        outcomes = self.claims.read().get(name, [])
-        if outcomes and outcomes[-1] is None and self.claims.is_live(name, len(outcomes)):
-            return None
-        return self.claims.take(name, len(outcomes) + 1, self.progress(name))
+    def claim(self, name: str, number: int) -> Held | None:
+        """Make claim `number` on a job; None where it was given since one has looked."""
+        return self.claims.take(name, number, self.progress(name))
 
     def progress(self, name: str) -> int:
         """How far a job is: what its last checkpoint tells it from those before."""

@@ -14,18 +14,16 @@ def main_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def check_accelerators(configs: list[dict], multirun: bool) -> None:
+def check_accelerators(configs: list[dict]) -> None:
     """Refuse what this machine does not have.
 
     Args:
         configs: of the jobs.
 
     Raises:
-        UserError: a device is missing, or processes would train together in a sweep.
+        UserError: a device is missing.
     """
     kinds = {config["accelerator"]["accelerator"] for config in configs}
-    if multirun and any("ddp" in str(config["accelerator"]["strategy"]) for config in configs):
-        raise UserError("accelerator=ddp does not work in a sweep (-m): start its runs one by one")
     for config in configs:
         kind, devices, cores = (*map(config["accelerator"].get, ("accelerator", "devices")), os.cpu_count() or 1)
         if kind == "cpu" and devices > cores:

@@ -147,7 +147,7 @@ class Session:
         """One line that says what is trained, on what and how; in the log also when, and by which command."""
         self.voice.note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.command}")
         config, data = self.config, self.config.data
-        images = len(self.datamodule.load().train_images) - data.validation
+        images = self.datamodule.training_images(self.datamodule.load())
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
         if self.model.estimator.multi_sample and self.model.estimator.samples == 1:
             self.voice.say("note: with one sample the importance-weighted bound is the ELBO")

@@ -6,15 +6,14 @@ It may be somebody else's: of what it holds only values of the space are put to 
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
 import optuna
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from lightning.pytorch.callbacks import Callback
 from optuna.distributions import (
     BaseDistribution,
@@ -25,6 +24,7 @@ from optuna.distributions import (
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.trial import FrozenTrial, Trial
 
+from vi_lab.adapters.hydra import Space, spaces
 from vi_lab.errors import Pruned, UserError, ViLabError, one_line
 from vi_lab.runs.files import STUDY_FILE
 
@@ -34,41 +34,21 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def distribution(override: Override) -> BaseDistribution | None:
-    """What an override draws from; None where it gives one value.
-
-    Raises:
-        UserError: a space that Optuna has no distribution for.
-    """
-    if not override.is_sweep_override():
-        return None
-    value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return CategoricalDistribution([Override._get_value_element_as_str(one) for one in value.list])
-    if isinstance(value, RangeSweep):
-        words = [str(one) for one in value.range()]
-        if not words:
-            raise UserError(f"{override.input_line}: an empty range")
-        return CategoricalDistribution(words)
-    if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
-        whole, log = isinstance(value.start, int) and isinstance(value.end, int), "log" in value.tags
-        if not value.start < value.end or (log and not value.start > 0):
-            wanted = "0 < LOW < HIGH, as tag(log, ...) is over logarithms" if log else "LOW < HIGH"
-            raise UserError(f"{override.input_line}: wanted interval(LOW,HIGH) with {wanted}")
-        if whole:
-            return IntDistribution(int(value.start), int(value.end), log=log)
-        return FloatDistribution(float(value.start), float(value.end), log=log)
-    raise UserError(f"{override.input_line}: wanted interval(LOW,HIGH), choice(A,B) or range(FIRST,BEFORE,STEP)")
-
-
 def space_of(overrides: Iterable[str]) -> dict[str, BaseDistribution]:
     """The keys that are searched over, and what each is drawn from.
 
     Raises:
-        UserError: see `distribution`.
+        UserError: see `vi_lab.adapters.hydra.spaces`.
     """
-    parsed = OverridesParser.create().parse_overrides([*overrides])
-    return {o.get_key_element(): found for o in parsed if (found := distribution(o)) is not None}
+    return {key: _distribution(space) for key, space in spaces(overrides).items()}
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    if space.values is not None:
+        return CategoricalDistribution(space.values)
+    if space.whole:
+        return IntDistribution(int(space.low), int(space.high), log=space.log)
+    return FloatDistribution(float(space.low), float(space.high), log=space.log)
 
 
 def words_of(params: dict[str, Any], space: dict[str, BaseDistribution]) -> list[str]:
@@ -93,14 +73,13 @@ def sampler_of(name: str, space: dict[str, BaseDistribution]) -> optuna.samplers
     Raises:
         UserError: the space does not suit it, or what it needs is not installed.
     """
-    if name == "random":
+    if name == "grid" and (open_ := [key for key in space if not isinstance(space[key], CategoricalDistribution)]):
+        raise UserError(f"sampler=grid: {open_[0]} is an interval; give choice(...) or range(...)")
+    if name in (
+        "random",
+        "grid",
+    ):  # of a grid the trials are enqueued: Optuna's own sampler stops the process at its end
         return optuna.samplers.RandomSampler()
-    if name == "grid":
-        listed = {key: found.choices for key, found in space.items() if isinstance(found, CategoricalDistribution)}
-        if len(listed) < len(space):
-            key = next(key for key in space if key not in listed)
-            raise UserError(f"sampler=grid: {key} is an interval; give choice(...) or range(...)")
-        return optuna.samplers.GridSampler(listed)
     if name == "cmaes":
         if not all(isinstance(found, (FloatDistribution, IntDistribution)) for found in space.values()):
             raise UserError("sampler=cmaes takes intervals only; choices need sampler=tpe")
@@ -109,6 +88,12 @@ def sampler_of(name: str, space: dict[str, BaseDistribution]) -> optuna.samplers
         except ImportError:
             raise UserError("sampler=cmaes needs cmaes: pip install 'vi_lab[tune]'") from None
     return optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
+
+
+def points(space: dict[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+    """All of a space of choices, in the order of its words."""
+    listed = [found.choices for found in space.values() if isinstance(found, CategoricalDistribution)]
+    return (dict(zip(space, point, strict=True)) for point in itertools.product(*listed))
 
 
 PRUNERS = {
