@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,107 @@ def test_a_job_that_kills_its_workers_has_failed(folder: Path, capsys: pytest.Ca
     assert "its worker has died each time at this place" in capsys.readouterr().err
     assert jobs.states()[name].name == "failed"
     assert train("seed=0") == 0  # a command tries again what has failed
+
+
+def test_seeds_may_come_one_after_the_other(folder: Path) -> None:
+    assert train("seed=0") == 0
+    assert train("seed=1") == 0
+    assert len(times(folder)) == 2
+
+
+@pytest.mark.parametrize("name", ["../../../victim", "/tmp/victim", "", ".sweep", "comparison", "a\x00b-0123456789"])
+def test_a_record_of_a_stranger_names_no_other_folder(name: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train("seed=0") == 0
+    (file,) = (folder / ".sweep" / "commands").iterdir()
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "jobs": dict.fromkeys(record["jobs"], name)}))
+    capsys.readouterr()
+    assert train("seed=0") == 1
+    assert "damaged; remove it" in capsys.readouterr().err
+    for wrong in ({"swept": None}, {"words": [1]}, {"jobs": []}):
+        file.write_text(json.dumps({**record, **wrong}))
+        assert train("seed=0,1") == 1
+        assert "damaged; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", [".sweep", "JOB", "JOB/.hydra", "multirun.yaml"])
+def test_links_in_a_sweep_are_not_followed(
+    link: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train("seed=0") == 0
+    (name,) = times(folder)
+    place = folder / link.replace("JOB", name)
+    victim = tmp_path / "victim"
+    (victim.touch if link == "multirun.yaml" else victim.mkdir)()
+    shutil.rmtree(folder / name)
+    (folder / name).mkdir() if link == "JOB/.hydra" else None
+    if place.is_dir() and not link.startswith("JOB"):
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(victim)
+    assert train("seed=0") == 1
+    assert "link" in capsys.readouterr().err
+    assert victim.stat().st_size == 0 if link == "multirun.yaml" else not any(victim.iterdir())
+
+
+def test_resume_leaves_a_named_sweep_alone(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train("seed=0,1") == 0
+    before = times(folder)
+    capsys.readouterr()
+    assert "with sweep=first, goes on with it" in refusal(capsys, "train", f"resume={folder}")
+    assert times(folder) == before
+
+
+def test_a_name_stands_on_the_command_line_only(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "as the word sweep=NAME" in refusal(capsys, "train", *TINY, "++sweep=first")
+    assert not Path("outputs").exists()
+
+
+def test_a_run_that_went_on_alone_is_not_ruined(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train("seed=0") == 0
+    (name,) = times(folder)
+    status = json.loads((folder / name / "status.json").read_text())
+    (folder / name / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+    config = folder / name / "config_resolved.yaml"
+    for before, after, told in (
+        ("max_epochs: 1", "max_epochs: 50", "for 50 epochs where the sweep has 1"),
+        ("lr: 0.001", "lr: 0.5", "holds another run: its optimizer.lr is 0.5"),
+    ):
+        text = config.read_text()
+        assert before in text
+        config.write_text(text.replace(before, after))
+        capsys.readouterr()
+        assert train("seed=0") == 1
+        assert told in capsys.readouterr().err
+        assert config.read_text() == text.replace(before, after)
+        config.write_text(text)
+
+
+def test_a_variable_that_has_changed_makes_another_job(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    own = tmp_path / "conf" / "optimizer" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [adam]\nlr: ${oc.decode:${oc.env:RATE}}\n")
+    command = ["train", "-m", "sweep=first", "--config-dir", "conf", *TINY, "optimizer=own", "seed=0"]
+    monkeypatch.setenv("RATE", "0.1")
+    assert cli.main(command) == 0
+    (name,) = times(folder)
+    shutil.rmtree(folder / name)
+    monkeypatch.setenv("RATE", "0.2")
+    capsys.readouterr()
+    assert cli.main(command) == 1
+    assert "its settings have changed" in capsys.readouterr().err
+
+
+def test_commands_at_the_same_moment_share_their_jobs(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [["temperature=0.5,1", "seed=0"], ["temperature=1", "seed=0,1"]]
+    commands = [[sys.executable, "-m", "vi_lab", "train", "-m", "sweep=first", *TINY, *own] for own in words]
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for command in commands]
+    assert [worker.wait(TIME_LIMIT) for worker in workers] == [0, 0]
+    marks = [name[-10:] for name in times(folder)]
+    assert len(marks) == len({*marks}) == 3
 
 
 # --- vi-lab status ---------------------------------------------------------------------------------------------------

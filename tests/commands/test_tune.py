@@ -21,7 +21,7 @@ from vi_lab.training.study import open_study, points, sampler_of, space_of, word
 
 TINY = [*SMALL, "trainer.max_epochs=2", "evaluation.samples=null", "logger=[]"]
 RATE = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
-FAILING = "+callbacks.fail._target_=planned_failures.Fail"
+FAILING = "+callbacks.fail._target_=planned_trials.Fail"
 CALLBACK = """
 from lightning.pytorch.callbacks import Callback
 
@@ -34,7 +34,7 @@ class Fail(Callback):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "planned_failures.py").write_text(CALLBACK)
+    (tmp_path / "planned_trials.py").write_text(CALLBACK)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "outputs" / "sweeps" / "first"

@@ -118,13 +118,33 @@ def test_a_claim_that_is_half_written_is_nobodys_to_take(tmp_path: Path) -> None
     assert own.read() == {"job": [None]}
 
 
-def test_a_worker_that_was_away_has_lost_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_was_away_goes_on_where_nobody_has_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held, lost = taken(Claims(tmp_path)), threading.Event()
     held.lost = lambda path: lost.set()
-    now = claims._now()
-    monkeypatch.setattr(claims, "_now", lambda: now + claims.STALE + 1)
+    age(tmp_path, 1000)
+    now, away = claims._now(), [0.0]
+    monkeypatch.setattr(claims, "_now", lambda: now + away[0])
     with held:
+        away[0] = 1000.0  # the machine slept
+        deadline = time.monotonic() + 60
+        while Claims(tmp_path).age("job.1") > 500:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        taken(Claims(tmp_path), number=2)  # once more, and another has come
+        away[0] = 2000.0
         assert lost.wait(60)
+
+
+def test_claims_that_somebody_has_removed_are_nobodys(tmp_path: Path) -> None:
+    own = Claims(tmp_path)
+    taken(own)
+    taken(own, number=3)
+    assert own.read() == {"job": [None, None, None]}
+    assert not own.is_live("job", 2)
+    (tmp_path / claims.FOLDER / "job.999999999").touch()
+    assert own.read() == {}  # no list is made of it
 
 
 def test_a_claim_is_touched_and_seen_to_be_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

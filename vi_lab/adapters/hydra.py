@@ -89,7 +89,9 @@ class QuickLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
-        later = [override for override in parsed if self._is_value(override)]
+        fixed = [i for i, override in enumerate(parsed) if self._adds_or_removes(override)]
+        after = fixed[-1] if fixed else -1  # what stands before it may be what it adds to, or removes
+        later = [o for i, o in enumerate(parsed) if self._is_value(o) and (i > after or o.key_or_group[:5] == "hydra")]
         first = tuple(str(override.input_line) for override in parsed if override not in later)
         key = (config_name, run_mode, first)
         if key not in self.composed:
@@ -105,6 +107,10 @@ class QuickLoader(ConfigLoaderImpl):
             of_task, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
         )
         return config
+
+    def _adds_or_removes(self, override: Override) -> bool:
+        key = override.key_or_group
+        return override.type != OverrideType.CHANGE and not (key[:5] == "hydra" or self.repository.group_exists(key))
 
     def _is_value(self, override: Override) -> bool:
         """Whether an override changes a value only, and not which files are composed."""

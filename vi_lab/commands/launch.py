@@ -71,6 +71,8 @@ def launch_training(task: Task, argv: list[str], resuming: bool = False) -> int:
         hand_over("train", task, arguments)
         return 0
     configs = checked("train", arguments)
+    if any(config["sweep"] is not None for config in configs):
+        raise UserError("sweep= names a sweep on the command line only, as the word sweep=NAME")
     for config in configs if resuming else []:
         check_targets(config, "resume")
         check_loggers(config, "resume")

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
+import os
 import re
 import shlex
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,11 +39,23 @@ from vi_lab.config import (
 )
 from vi_lab.console import Heading, make_console, print_tables
 from vi_lab.errors import Interrupted, UserError, ViLabError, complain, nearby, one_line, printable
-from vi_lab.runs.files import Status, write_text
-from vi_lab.runs.jobs import CLAIM, Jobs, Record, State, counted, fingerprint, settings_of
+from vi_lab.runs.claims import DRIVER, kernel
+from vi_lab.runs.files import STUDY_FILE, Status, write_text
+from vi_lab.runs.jobs import (
+    CLAIM,
+    NAME,
+    TRIAL,
+    Jobs,
+    Record,
+    State,
+    counted,
+    fingerprint,
+    is_sweep,
+    settings_of,
+)
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
-from vi_lab.runs.trust import trusting
+from vi_lab.runs.trust import inside, is_own, refuse_links, trusting
 from vi_lab.schema import CONFIG_DIR, JOB, has
 from vi_lab.training.process import check_accelerators
 from vi_lab.training.sweep import sweeping
@@ -53,6 +64,10 @@ from vi_lab.version import __version__
 
 LOOK = 2.0
 """Seconds between two looks at the jobs of other workers, where nothing else is left."""
+REPEATED = ("seed", "data.seed", "data.fold")
+"""In which jobs of a sweep may always differ."""
+LONGEST = 150
+"""Characters of a folder's name before its hash."""
 IN_VAIN = 5
 """So often in a row may jobs be started of which none begins, as where another worker was faster."""
 MANY = 50
@@ -104,7 +119,11 @@ def launch_named(task: Callable, arguments: argparse.Namespace) -> int:
     done = all(state.name == "completed" for state in states.values())
     if not done:
         rehearse_all(named.configs)
-    named.write()
+    refuse_foreign(named.folder)
+    named = named.written(of_hydra)
+    tasks = named.tasks
+    jobs.names = [one.name for one in tasks]
+    states = jobs.states()
     if done:
         _comparison(named, whole=True)
         return 0
@@ -119,7 +138,7 @@ def launch_named(task: Callable, arguments: argparse.Namespace) -> int:
     failed = [name for name, state in states.items() if state.name == "failed"]
     for name in failed[:3]:
         reason = Run(named.folder / name).status.get("reason")
-        complain(f"vi-lab train: {printable(name)} has failed: {printable(reason)}")
+        complain(f"vi-lab train: {printable(name)} has failed: {printable(reason or 'it has not said why')}")
     if len(failed) > 3:
         complain(f"vi-lab train: and {len(failed) - 3} more have failed; vi-lab status {where} names them")
     return 1 if failed else 0
@@ -127,7 +146,7 @@ def launch_named(task: Callable, arguments: argparse.Namespace) -> int:
 
 def again(error: KeyboardInterrupt) -> Interrupted:
     """An interruption, saying how to go on with a named sweep."""
-    where = f"{getattr(error, 'where', '')}; the same command goes on".removeprefix("; ")
+    where = f"{getattr(error, 'where', '')} (the same command goes on)".strip()
     return Interrupted(getattr(error, "number", signal.SIGINT), where)
 
 
@@ -183,25 +202,47 @@ class _Named:
         self.tasks = [Task(first[name], name, number) for number, name in enumerate(order)]
         """Each job once."""
 
-    def write(self) -> None:
-        """Put the command into the sweep's record."""
+    def written(self, of_hydra: list[str]) -> _Named:
+        """Put the command into the sweep's record, and look at it again: another command may have been written since,
+        and the first one counts.
+
+        Raises:
+            UserError: it does not go with that.
+        """
         words = [word for word in self.words if not has(key_of(word), JOB)]
         made = {"vi_lab": __version__, "configs": self.digest}
-        self.record.write({"words": words, "swept": self.swept, **made, "jobs": self.names})
+        before = len(self.record.commands)
+        file = self.record.write({"words": words, "swept": self.swept, **made, "jobs": self.names})
+        if len(Record(self.folder).commands) <= before + 1:
+            return self
+        try:
+            again = _Named(self.words, of_hydra, self.config_dir)
+            self.record.write({"words": words, "swept": self.swept, **made, "jobs": again.names})
+        except UserError:
+            file.unlink(missing_ok=True)
+            raise
+        return again
+
+    def kinds(self) -> list[dict]:
+        """The configs of the command's jobs, those that differ in the seed once: classes that they name are trusted."""
+        kinds = {tuple(word for word in one.words if key_of(word) not in REPEATED): one.words for one in self.tasks}
+        return check_jobs("train", [*kinds.values()], self.config_dir)
 
     def _names(self, jobs: list[list[str]]) -> dict[str, str]:
         known = self.record.jobs
+        there = {name[-10:]: name for name in reversed([*known.values()])}
         unchanged = all(command.get("configs") == self.digest for command in self.record.commands)
-        names = {text: known[text] for text in map(_text, jobs) if unchanged and text in known}
+        names = {text: there[known[text][-10:]] for text in map(_text, jobs) if unchanged and text in known}
         others = [job for job in jobs if _text(job) not in names]
+        if not unchanged:
+            self._check_configs()
+        self._check_base()
         if not others:
             return names
-        self._check_base()
         if len(others) > MANY:
             print(f"checking {len(others)} jobs", flush=True)
         configs = check_jobs("train", others, self.config_dir)
         check_accelerators(configs)
-        there = {name.rpartition("-")[2]: name for name in known.values()}
         for job, config in zip(others, configs, strict=True):
             text, mark = _text(job), fingerprint(config)
             if config["stack"]:
@@ -211,7 +252,8 @@ class _Named:
             if mark not in there:
                 swept = swept_text(job, [key for key in self.swept if key not in ("seed", "estimator", "name")])
                 parts = (config["name"], swept, f"s{config['seed']}", mark)
-                there[mark] = re.sub(r"[^\w.,=+-]+", "_", "-".join(filter(None, parts)))
+                readable = re.sub(r"[^\w.,=+-]+", "_", "-".join(filter(None, parts[:-1])), flags=re.ASCII)
+                there[mark] = f"{readable[:LONGEST].lstrip('.') or 'job'}-{mark}"
                 self.configs.append(config)
             names[text] = there[mark]
         return names
@@ -227,11 +269,21 @@ class _Named:
             "change them back, or choose another name"
         )
 
+    def _check_configs(self) -> None:
+        """Refuse files of configs that make another job of the first one of the sweep. (Each job is looked at once more
+        when it begins.)"""
+        text, name = next(iter(self.record.commands[0]["jobs"].items()), ("", ""))
+        if not name or "${" in text or "hydra" in text:
+            return
+        (config,) = check_jobs("train", [shlex.split(text)], self.config_dir)
+        if not name.endswith(f"-{fingerprint(config)}"):
+            raise UserError(self._changed(name, config))
+
     def _check_base(self) -> None:
         """Refuse what no job of the command shares with those of the sweep: all values but those that are swept."""
         if not self.record.commands:
             return
-        first, free = self.record.commands[0], self.record.swept | {*self.swept}
+        first, free = self.record.commands[0], self.record.swept | {*self.swept, *REPEATED}
         sides = [
             [word for word in words if key_of(word) not in free and not has(key_of(word), JOB)]
             for words in (first["words"], self.words)
@@ -270,8 +322,10 @@ def _text(job: list[str]) -> str:
 def digest_of(config_dir: str | None) -> str:
     """Of all that overrides refer to: the files of the configs, and vi_lab's version."""
     digest = hashlib.sha256(__version__.encode())
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
     for folder in (CONFIG_DIR, *([Path(config_dir)] if config_dir else [])):
-        for file in sorted(set(folder.rglob("*.yaml")) - set(folder.glob("hydra/**/*.yaml"))):
+        files = [*folder.glob("*.yaml"), *(file for group in groups for file in folder.glob(f"{group}/**/*.yaml"))]
+        for file in sorted(file for file in files if file.is_file()):
             digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -289,6 +343,7 @@ def drain(
         forgiven: how often a job had failed before this command: it is tried again.
     """
     waiting, vain = False, 0
+    refuse_foreign(jobs.folder)
     while True:
         tasks = source()
         jobs.names = [task.name for task in tasks]
@@ -304,6 +359,8 @@ def drain(
         if free:
             waiting = False
             batch = free if launch.parallel else free[:1]
+            for task in batch:
+                refuse_foreign(jobs.folder / task.name)
             overrides = [_launched(task, states[task.name].claims + 1) for task in batch]
             error = None
             try:
@@ -326,9 +383,29 @@ def drain(
             return
         if not waiting:
             waiting = True
-            workers = ", ".join(sorted({printable(state.worker) for state in busy}))
+            workers = ", ".join(sorted({printable(state.worker) or "another process" for state in busy}))
             print(f"waits for {len(busy)} job{'s' * (len(busy) != 1)} of {workers}; Ctrl-C leaves them", flush=True)
         time.sleep(LOOK)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Before anything is written into a folder that may be somebody else's: of a sweep, into what is not a job's.
+
+    Raises:
+        ViLabError: a link leads out of it; see `vi_lab.runs.trust.refuse_links`.
+    """
+    if folder.is_symlink() and (NAME.fullmatch(folder.name) or TRIAL.fullmatch(folder.name)):
+        raise ViLabError(f"{folder}: a link in place of a job's folder; remove it")
+    if is_sweep(folder):
+        for name in (".sweep", "comparison", "tuning", STUDY_FILE, "multirun.yaml"):
+            if os.path.lexists(path := folder / name):
+                inside(folder, name)
+                if path.is_dir():
+                    refuse_links(path)
+                elif not is_own(path):
+                    raise ViLabError(f"{path}: a link, or no file; remove it")
+    elif folder.is_dir():
+        refuse_links(folder)
 
 
 def _launched(task: Task, claim: int) -> list[str]:
@@ -336,10 +413,15 @@ def _launched(task: Task, claim: int) -> list[str]:
     return [*task.words, f"hydra.sweep.subdir={quote(task.name)}", f"+hydra.job.env_set.{CLAIM}='{claim}'"]
 
 
-def _own(jobs: Jobs) -> bool:
-    """Whether processes that this one has started are at work on jobs."""
-    own = {f"{socket.gethostname()}:{child.pid}" for child in multiprocessing.active_children()}
-    return any(state.worker in own for state in jobs.states().values())
+def _own(jobs: Jobs) -> set[int]:
+    """The processes of this machine that this command has started and that are at work on jobs."""
+    pids, own = set(), {"kernel": kernel(), "driver": os.environ.get(DRIVER)}
+    for name, state in jobs.states().items():
+        about = jobs.claims.about(name, state.claims) if state.name == "running" else {}
+        pid = str(about.get("worker")).rpartition(":")[2]
+        if pid.isdecimal() and own.items() <= about.items():
+            pids.add(int(pid))
+    return pids - {os.getpid()}
 
 
 def is_free(state: State, forgiven: int, retries: int) -> bool:
@@ -378,7 +460,7 @@ def _tell(folder: Path, tasks: list[Task], states: dict[str, State]) -> None:
     ]
     headings = [Heading("job", numeric=False), Heading("state", numeric=False), Heading("what happens", numeric=False)]
     print_tables(terminal, headings, [("", rows)])
-    terminal.say(f"{len(tasks)} jobs below {nearby(folder)}: {counted(states.values())}")
+    terminal.say(f"{len(tasks)} job{'s' * (len(tasks) != 1)} below {nearby(folder)}: {counted(states.values())}")
 
 
 def _comparison(named: _Named, whole: bool) -> None:
@@ -389,5 +471,5 @@ def _comparison(named: _Named, whole: bool) -> None:
         return
     from vi_lab.comparison.publish import summarize
 
-    with trusting(named.configs):
+    with trusting(named.kinds()):
         summarize(named.folder)

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from vi_lab.arguments import Parser, folder_of
 from vi_lab.console import Heading, Terminal, duration, make_console, print_tables
-from vi_lab.errors import UserError, ViLabError, nearby
-from vi_lab.runs.files import CONFIG_FILE
+from vi_lab.errors import UserError, ViLabError, nearby, one_line
+from vi_lab.runs.files import CONFIG_FILE, strict
 from vi_lab.runs.jobs import Jobs, State, counted, is_run, is_sweep
 from vi_lab.runs.run import Run
 from vi_lab.runs.trust import read_text, read_yaml
@@ -25,6 +25,8 @@ MOST = 20
 """Jobs of a state that a terminal names; --json has all."""
 NAMED = ("running", "failed", "interrupted")
 """States whose jobs are named; of the others it is enough how many they are."""
+CENTURY = 3e9
+"""Seconds; longer is no time that one waits for."""
 PERIOD = 2.0
 """Seconds between two looks of --watch."""
 
@@ -81,7 +83,9 @@ def _job(folder: Path, state: State) -> Job:
     reason = str(status["reason"]) if status.get("reason") else None
     if state.name == "completed":
         seconds = status.get("seconds")
-        return Job(folder.name, state, seconds=seconds if isinstance(seconds, (int, float)) else None)
+        if not isinstance(seconds, (int, float)) or not abs(seconds) < CENTURY:
+            seconds = None
+        return Job(folder.name, state, seconds=seconds)
     if state.name == "new":
         return Job(folder.name, state, reason=reason)
     return Job(folder.name, state, reason=reason, **_progress(folder))
@@ -90,14 +94,15 @@ def _job(folder: Path, state: State) -> Job:
 def _progress(folder: Path) -> dict[str, Any]:
     """How far a run is, as far as its files say it."""
     found: dict[str, Any] = {}
-    with suppress(OSError, ValueError, LookupError, TypeError, ViLabError):
+    with suppress(OSError, ValueError, LookupError, TypeError, csv.Error, ViLabError):
         epochs = found["epochs"] = int(read_yaml(folder, CONFIG_FILE)["trainer"]["max_epochs"])
         found["epoch"] = 0
         row = [*csv.DictReader(read_text(folder, "metrics.csv").splitlines())][-1]
         epoch = found["epoch"] = int(row["epoch"])
         found["loss"] = float(row.get("val/loss") or row["train/loss"])
         since = time.time() - (folder / "metrics.csv").stat().st_mtime
-        found["seconds_left"] = max(0.0, Run(folder).epoch_seconds * (epochs - epoch) - since)
+        left = Run(folder).epoch_seconds * (epochs - epoch) - since
+        found |= {"seconds_left": max(0.0, left)} if abs(left) < CENTURY else {}
     return found
 
 
@@ -139,8 +144,11 @@ def _show_all(folders: list[Path], terminal: Terminal) -> None:
     """A line for each sweep."""
     rows = []
     for folder in folders:
-        states = Jobs.found(folder).states().values()
-        rows.append([str(nearby(folder)), str(len(states)), counted(states)])
+        try:
+            states = Jobs.found(folder).states().values()
+            rows.append([str(nearby(folder)), str(len(states)), counted(states)])
+        except ViLabError as error:
+            rows.append([str(nearby(folder)), "", one_line(error)])
     headings = [Heading("sweep", numeric=False), Heading("jobs"), Heading("of these", numeric=False)]
     print_tables(terminal, headings, [("", rows)])
 
@@ -183,7 +191,8 @@ def main(argv: list[str]) -> int:
     found = report(folders[0])
     if arguments.json:
         jobs = [job.as_json() for job in found.jobs]
-        print(json.dumps({"folder": str(folders[0]), "seconds_left": found.seconds_left, "jobs": jobs}, indent=2))
+        whole = {"folder": str(folders[0]), "seconds_left": found.seconds_left, "jobs": jobs}
+        print(json.dumps(strict(whole), indent=2, allow_nan=False))
     elif arguments.watch:
         _watch(folders[0], terminal)
     else:

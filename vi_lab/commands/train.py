@@ -19,20 +19,19 @@ from vi_lab.arguments import unquote
 from vi_lab.commands.launch import Abort, launch_training
 from vi_lab.commands.named import again, launch_named, name_of
 from vi_lab.commands.resume import completed, resume_run, resume_sweep, stored_config
-from vi_lab.config import key_of, only_asks, read_arguments, swept_keys
+from vi_lab.config import key_of, only_asks, read_arguments, resolved, swept_keys
 from vi_lab.errors import Pruned, UserError, ViLabError, complain, nearby, one_line, printable
-from vi_lab.runs.files import STUDY_FILE
-from vi_lab.runs.jobs import CLAIM, TRIAL, Jobs, Record
-from vi_lab.runs.run import finished
-from vi_lab.runs.trust import read_yaml
-from vi_lab.schema import JOB, has
+from vi_lab.runs.files import CONFIG_FILE, STUDY_FILE
+from vi_lab.runs.jobs import CLAIM, NAME, TRIAL, Jobs, Record, fingerprint, is_run
+from vi_lab.runs.run import Run, finished
+from vi_lab.runs.trust import read_yaml, trusting
 from vi_lab.training.apart import execute_apart, trains_together
 from vi_lab.training.execution import Job, execute
 from vi_lab.training.sweep import Stacks, beside, standing, time_left
 from vi_lab.training.workers import preemption, work
 
-OF_MACHINE = ("data.root", "data.download", "threads", "debug", "paths.data_dir", "paths.log_dir", "tags", "notes")
-"""What a process of a job's own is told too, though it does not make the job another one."""
+OF_SWEEP = ("resume", "sweep", "retries")
+"""Keys that say nothing of a run."""
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +46,8 @@ def main(argv: list[str]) -> int:
     if not resumed or only_asks(arguments):
         return launch_training(task, argv)
     folder, others = Path(unquote(folders[-1])), [o for o in arguments.overrides if not o.startswith("resume=")]
+    if (folder / ".sweep").exists():
+        raise UserError(f"{folder}: a named sweep; the command that made it, with sweep={folder.name}, goes on with it")
     if (folder / "multirun.yaml").is_file():
         own = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
         return launch_training(task, [*own, *resume_sweep(folder, others)], resuming=True)
@@ -67,7 +68,7 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
     resume, named = config.resume is not None, config.sweep is not None
     config.resume, config.sweep, config.retries = None, None, 0  # they say nothing of the run
     label = f"{standing(number)}: " if in_sweep else ""
-    words = [word for word in of_hydra.overrides.task if not has(key_of(word), JOB)]
+    words = [word for word in of_hydra.overrides.task if key_of(word) not in OF_SWEEP]
     options = {
         "command": shlex.join(["vi-lab", "train", *words]),
         "workers": beside(of_hydra.launcher) if parallel else 1,
@@ -115,8 +116,29 @@ def task(config: DictConfig, stacks: Stacks | None = None) -> float | Callable[[
 
 def _apart(of_hydra: HydraConf) -> list[str]:
     """The overrides of a job, for a process of its own."""
-    words = [word for word in of_hydra.overrides.task if not has(key_of(word), JOB) or key_of(word) in OF_MACHINE]
+    words = [word for word in of_hydra.overrides.task if key_of(word) not in OF_SWEEP]
     return [*words, *(word for word in of_hydra.overrides.hydra if word.startswith("hydra.searchpath="))]
+
+
+def _check_own(job: Job) -> None:
+    """Refuse a folder that is not the job's: another one's by its name, or with another run in it.
+
+    Raises:
+        UserError: it is one.
+    """
+    config = resolved(job.config)
+    name, mark = job.folder.name, fingerprint(config)
+    if NAME.fullmatch(name) and not name.endswith(f"-{mark}"):
+        raise UserError(
+            "its settings have changed since the folder was named: a file of the configs, or the environment"
+        )
+    if not (job.folder / CONFIG_FILE).is_file():
+        return
+    with trusting([config]):  # of the classes in the stored one, those that the command names too
+        stored_config(job.folder, job.config)
+        epochs, wanted = Run(job.folder).config.trainer.max_epochs, job.config.trainer.max_epochs
+    if epochs > wanted:
+        raise UserError(f"the run was resumed on its own, for {epochs} epochs where the sweep has {wanted}")
 
 
 def _do(job: Job, words: list[str]) -> float:
@@ -138,8 +160,9 @@ def _do_claimed(job: Job, words: list[str]) -> float | None:
             held.outcome = "completed"
             return done
         print(printable(f"{job.options['label']}{folder.name}"), flush=True)
-        resume = (folder / "status.json").is_file()
+        resume = is_run(folder)
         try:
+            _check_own(job)
             result = _do(job._replace(options={**job.options, "resume": resume}), words)
         except KeyboardInterrupt as error:
             raise again(error) from error

@@ -7,7 +7,8 @@ without an end; the next one takes number N + 1.
 
 Who has died? On one machine, the one whose run folder is not locked any more (the system frees it). On another, the one
 that has not touched its claim for `STALE` seconds, by the file server's clock: both times are the server's, so clocks
-may differ. A worker that was suspended for longer has lost its claim, and ends itself as soon as it wakes.
+may differ. A worker that was away for longer, as one that was suspended, looks whether its claim was taken over, and
+then ends itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import socket
 import tempfile
 import threading
@@ -38,6 +38,11 @@ YOUNG = 10.0
 """Seconds that a worker has to lock the run folder once it has its claim."""
 LOST = 75
 """Exit code of a worker that was suspended until its claim was another's."""
+
+MOST = 100_000
+"""Claims on one job; more are nobody's."""
+DRIVER = "VI_LAB_SWEEP"
+"""In the environment of all processes that one command has started: what is its own."""
 
 FOLDER = Path(".sweep", "claims")
 NAMED = re.compile(r"(?P<job>.+)\.(?P<number>[1-9]\d{0,8})(?P<end>\.end)?")
@@ -74,8 +79,9 @@ class Claims:
                 numbers = found.setdefault(parts["job"], {})
                 numbers[int(parts["number"])] = numbers.get(int(parts["number"]), False) or parts["end"] is not None
         return {
-            job: [self._outcome(job, number) if ended else None for number, ended in sorted(numbers.items())]
+            job: [self._outcome(job, n) if numbers.get(n) else None for n in range(1, max(numbers) + 1)]
             for job, numbers in found.items()
+            if max(numbers) <= MOST
         }
 
     def _outcome(self, job: str, number: int) -> str | None:
@@ -102,25 +108,33 @@ class Claims:
     def is_live(self, job: str, number: int) -> bool:
         """Whether the worker of a claim that has not ended is at work, as far as one can know."""
         age = self.age(f"{job}.{number}")
+        if age is None:  # somebody has removed it
+            return False
         if age < YOUNG:
             return True
         if self.about(job, number).get("kernel") == kernel():
             return is_held(self.sweep / job)
         return age < STALE
 
-    def age(self, name: str) -> float:
-        """Seconds since a file of claims was touched, both times by the clock of the file server."""
+    def age(self, name: str) -> float | None:
+        """Seconds since a file of claims was touched, both times by the clock of the file server, where it takes a file
+        to ask it; None where it is not there."""
         try:
             number = os.open(self.folder / name, os.O_RDONLY)  # opened: a cache of NFS may be a minute behind
-            try:
-                touched = os.fstat(number).st_mtime
-            finally:
-                os.close(number)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return 0.0  # it cannot be known: nothing is taken from anybody
+        try:
+            touched = os.fstat(number).st_mtime
+        finally:
+            os.close(number)
+        try:
             with tempfile.TemporaryFile(dir=self.folder, prefix=".now-") as file:
                 os.utime(file.fileno())
                 return os.fstat(file.fileno()).st_mtime - touched
-        except OSError:
-            return 0.0  # it cannot be known: nothing is taken from anybody
+        except OSError:  # one may only read here
+            return time.time() - touched
 
     def take(self, job: str, number: int, progress: int = 0) -> Held | None:
         """Make claim `number` on a job; None where another worker has it.
@@ -140,7 +154,7 @@ class Claims:
             "kernel": kernel(),
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "progress": progress,
-            "token": secrets.token_hex(8),
+            "driver": os.environ.get(DRIVER),
         }
         with os.fdopen(file, "w", encoding="utf-8") as text:
             text.write(json.dumps(about) + "\n")
@@ -172,14 +186,14 @@ class Held:
 
     def _keep(self) -> None:
         while not self.done.wait(min(BEAT, 1.0)):
-            now = _now()
-            if now - self.beat > STALE or (now - self.beat >= BEAT and self._taken_over()):
+            if _now() - self.beat < BEAT:
+                continue
+            if self._taken_over():
                 self.lost(self.path)
                 return
-            if now - self.beat >= BEAT:
-                with suppress(OSError):  # the server may be away for a while; what counts is that it comes back
-                    os.utime(self.path)
-                    self.beat = now
+            with suppress(OSError):  # the server may be away for a while; what counts is that it comes back
+                os.utime(self.path)
+            self.beat = _now()
 
     def _taken_over(self) -> bool:
         job, _, number = self.path.name.rpartition(".")

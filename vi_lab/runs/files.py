@@ -125,14 +125,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: dict) -> None:
     """`data` as strict JSON: NaN and infinities become null, which every JSON reader takes."""
-    write_text(path, json.dumps(_strict(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(strict(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """`value` with null for what strict JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
+        return {key: strict(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_strict(inner) for inner in value]
+        return [strict(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -30,6 +30,9 @@ DEATHS = 3
 CLAIM = "VI_LAB_CLAIM"
 """In the environment of a job: the number of the claim that is to be made on it."""
 
+NAME = re.compile(r"(?!\.)[\w.,=+-]{1,200}-[0-9a-f]{10}", re.ASCII)
+"""The folder of a job of a named sweep."""
+
 TRIAL = re.compile(r"trial-(?P<number>\d{1,7})-(?P<run>s\d+(-fold\d+)?)")
 """The folder of a run of a study."""
 
@@ -89,26 +92,38 @@ class Record:
         files = sorted((folder / COMMANDS).glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
         for file in files:
             command = read_json(folder, str(COMMANDS / file.name))
-            if not isinstance(command.get("jobs"), dict):
+            if not _is_command(command):
                 raise ViLabError(f"{file}: damaged; remove it, and give its command again")
             self.commands.append(command)
 
     @property
     def jobs(self) -> dict[str, str]:
         """A job's overrides, as one text -> its folder's name."""
-        return {words: str(name) for command in self.commands for words, name in command["jobs"].items()}
+        return {words: name for command in reversed(self.commands) for words, name in command["jobs"].items()}
 
     @property
     def swept(self) -> set[str]:
         """The keys that some command has swept over."""
         return {key for command in self.commands for key in command["swept"]}
 
-    def write(self, command: dict[str, Any]) -> None:
-        """Add a command, or write it again."""
+    def write(self, command: dict[str, Any]) -> Path:
+        """Add a command, or write it again; returns the file."""
         name = hashlib.sha256(json.dumps(command["words"]).encode()).hexdigest()[:16]
         path = self.folder / COMMANDS / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, command)
+        return path
+
+
+def _is_command(command: dict[str, Any]) -> bool:
+    """Whether a record is one of ours: the folder may be somebody else's, and the names in it become paths."""
+    texts = [command.get(key) for key in ("words", "swept")]
+    jobs = command.get("jobs")
+    return (
+        all(isinstance(text, list) and all(isinstance(one, str) for one in text) for text in texts)
+        and isinstance(jobs, dict)
+        and all(isinstance(name, str) and NAME.fullmatch(name) for name in jobs.values())
+    )
 
 
 class Jobs:
@@ -144,8 +159,10 @@ class Jobs:
             worker = str(self.claims.about(name, number).get("worker", ""))
             return State("running", number, failures, worker)
         state = Run(self.folder / name).state
-        if state == "unknown":  # it has written nothing
-            state = "failed" if outcomes and outcomes[-1] == "failed" else "new"
+        if state not in ("completed", "pruned") and outcomes and outcomes[-1] == "failed":
+            state = "failed"  # perhaps before it could write so
+        if state == "unknown":
+            state = "interrupted" if (self.folder / name / CONFIG_FILE).is_file() else "new"
         return State("interrupted" if state == "killed" else state, number, failures)
 
     def claim(self, name: str, number: int) -> Held | None:
@@ -163,10 +180,10 @@ class Jobs:
         last = self.claims.read().get(name, [])[claims - DEATHS : claims] if claims >= DEATHS else []
         if len(last) < DEATHS or any(outcome is not None for outcome in last):
             return False
-        places = {self.claims.about(name, claims - i).get("progress") for i in range(DEATHS)}
-        return places == {self.progress(name)}
+        progress = self.progress(name)
+        return all(self.claims.about(name, claims - i).get("progress") == progress for i in range(DEATHS))
 
 
 def _natural(name: str) -> tuple:
     """10-rloo behind 9-rloo."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))

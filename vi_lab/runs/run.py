@@ -160,7 +160,7 @@ class Run:
         try:
             lines = read_text(self.folder, "timing.csv").splitlines()
             return statistics.median(float(row["seconds"]) for row in csv.DictReader(lines))
-        except (OSError, ValueError, KeyError, TypeError, ViLabError):
+        except (OSError, ValueError, KeyError, TypeError, csv.Error, ViLabError):
             return nan
 
     def checkpoint(self, name: str = "last") -> Path:

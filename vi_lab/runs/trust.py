@@ -288,7 +288,7 @@ def refuse_links(folder: Path) -> None:
 
 
 LARGEST_TEXT = 64 << 20
-LARGEST_YAML = 256 << 10  # pure Python reads it, some 50 KB a second
+LARGEST_YAML = 256 << 10  # where there is no libyaml, pure Python reads some 50 KB a second
 
 
 def read_text(folder: Path, name: str, limit: int = LARGEST_TEXT) -> str:
@@ -314,7 +314,8 @@ def read_yaml(folder: Path, name: str) -> Any:
         values = yaml.load(text, _Loader)
         check_plain(values)
         return values
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:  # TypeError: PyYAML's, of a key
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        # what PyYAML raises of a key or a tag is of any kind
         raise ViLabError(f"{folder / name}: cannot be read ({one_line(error)[:200]})") from error
 
 

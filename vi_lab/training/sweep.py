@@ -4,6 +4,7 @@ number of processes, but for stacks, whose jobs are of one process."""
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,18 +13,20 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vi_lab.console import duration
+from vi_lab.runs.claims import DRIVER
 from vi_lab.runs.run import Run
 from vi_lab.schema import STACK, has, leaves
 from vi_lab.training.execution import Job, execute_stack
 
-SWEEP = "VI_LAB_SWEEP"
-"""In the environment, which the processes of all launchers inherit: the number of jobs, and when the sweep began."""
+SWEEP = DRIVER
+"""In the environment, which the processes of all launchers inherit: the number of jobs, when the sweep began, and what
+no other command has."""
 
 
 @contextmanager
 def sweeping(jobs: int) -> Iterator[None]:
     """While a sweep is started."""
-    os.environ[SWEEP] = f"{jobs} {time.time()}"
+    os.environ[SWEEP] = f"{jobs} {time.time()} {secrets.token_hex(8)}"
     try:
         yield
     finally:
@@ -54,7 +57,7 @@ def time_left(sweep: Path, number: int) -> str:
     Args:
         number: Hydra's, from 0, of the job that begins.
     """
-    jobs, _, since = os.environ.get(SWEEP, "").partition(" ")
+    jobs, since, *_ = [*os.environ.get(SWEEP, "").split(" "), ""]
     if not jobs:
         return ""
     states = []

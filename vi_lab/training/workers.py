@@ -35,28 +35,38 @@ class StopSweep(Stop):
 
     Args:
         folder: of the sweep.
-        at_work: whether some of its jobs are; None: whether any run folder in it is locked.
+        own: the processes of this machine that are at work on jobs of this command; None: those on all its jobs.
     """
 
-    def __init__(self, folder: Path, at_work: Callable[[], bool] | None = None) -> None:
+    def __init__(self, folder: Path, own: Callable[[], set[int]] | None = None) -> None:
         super().__init__()
         self.folder = folder
-        self.at_work = at_work or (lambda: any(map(is_held, folder.glob("*"))))
+        self.own = own or self._all
+        self.began = time.time()
+
+    def _all(self) -> set[int]:
+        pids = set()
+        for job in self.folder.glob("*"):
+            with suppress(OSError):  # what was written before may be a stranger's
+                if is_held(job) and (job / "status.json").stat().st_mtime >= self.began:
+                    pids.add(Run(job).status.get("pid"))
+        return {pid for pid in pids if isinstance(pid, int) and pid > 1} - {os.getpid()}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._leave_terminal()
         if number == HANGUP == self.requested:
             return
         first, self.requested = self.requested is None, number
-        workers = multiprocessing.active_children() if first else []
+        children = {child.pid for child in multiprocessing.active_children() if child.pid}
+        workers = children | self.own() if first else set()  # submitit's are no children
         if workers:
             with suppress(OSError):
                 os.write(2, b"\nthe jobs stop after this step; once more stops at once\n")
         for worker in workers:
             with suppress(OSError):  # it has just ended
-                os.kill(worker.pid or 0, signal.SIGTERM)
+                os.kill(worker, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
-        while workers and time.monotonic() < deadline and self.at_work():
+        while workers and time.monotonic() < deadline and self.own():
             time.sleep(0.05)
         raise Interrupted(number, folder=self.folder)
 
