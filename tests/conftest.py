@@ -21,7 +21,7 @@ REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, or the others would wait for it at the end."""
-    items.sort(key=lambda item: "test_kill_test_script[15" not in item.name)
+    items.sort(key=lambda item: "test_kill_test_script[10" not in item.name)
 
 
 @pytest.fixture

@@ -227,17 +227,16 @@ def test_overrides_compose_or_end_in_one_line(lists: int) -> None:
 VALUES = st.sampled_from(
     ["seed=3", "temperature=0.7", "optimizer.lr=1e-5", "optimizer.betas=[0.5,0.6]", "network.encoder.hidden=[3,4]",
      "network.encoder={hidden:[5]}", "data.root=null", "notes='a, b'", "tags=[x,y]", "name=${estimator._target_}",
-     "+trainer.min_epochs=2", "++trainer.max_epochs=3", "trainer.max_epochs=4", "++temperature=3", "~optimizer.betas", "~trainer.deterministic", "estimator=rloo", "estimator=vq",
-     "schedule=linear", "latent=4x8", "logger=[]", "logger=[csv,tensorboard]", "callbacks=[lr_monitor]", "samples=2",
-     "hydra.sweep.subdir=here", "+hydra.job.env_set.ONE='1'", "experiment=seed_gumbel", "objective.beta=0.5"]
+     "+trainer.min_epochs=2", "++trainer.max_epochs=3", "trainer.max_epochs=4", "++temperature=3", "~optimizer.betas",
+     "~trainer.deterministic", "estimator=rloo", "estimator=vq", "schedule=linear", "latent=4x8", "logger=[]",
+     "logger=[csv,tensorboard]", "callbacks=[lr_monitor]", "samples=2", "hydra.sweep.subdir=here",
+     "+hydra.job.env_set.ONE='1'", "experiment=seed_gumbel", "objective.beta=0.5"]
 )  # fmt: skip
-
-
 JOBS = st.lists(VALUES, max_size=5)
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(JOBS, min_size=2, max_size=3))
 def test_what_is_composed_quickly_is_what_hydra_composes(jobs: list[list[str]]) -> None:
     quick = Quick()

@@ -392,7 +392,8 @@ def test_launchers(launcher: str, folder: Path) -> None:
     Path("fails").touch()
     options = {"joblib": ["hydra.launcher.n_jobs=2"], "ray": ["+hydra.launcher.ray.init.num_cpus=2"]}.get(launcher, [])
     words = ["-m", "sweep=first", *TINY, "seed=0,1,2", FAILING, f"hydra/launcher={launcher}", *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), str(ROOT)])}
+    path = os.pathsep.join(filter(None, [os.getcwd(), str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-m", "vi_lab", "train", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False, env=environment)
     assert done.returncode == 1, done.stdout + done.stderr

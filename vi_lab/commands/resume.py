@@ -91,7 +91,9 @@ def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         if key in ("hydra.mode", "hydra.sweep.dir", "hydra.run.dir"):
             continue
         named = key == "hydra.sweep.subdir" and _stays_inside(override.partition("=")[2])
-        if not named and not re.fullmatch(r"hydra/launcher=(basic|joblib)|hydra\.launcher\.n_jobs=-?\d+", override):
+        if not named and not re.fullmatch(
+            r"hydra/launcher=(basic|joblib|local)|hydra\.launcher\.n_jobs=-?\d+", override
+        ):
             raise UserError(f"{file}: {override}: not taken over from a sweep; start it again")
         kept.append(override)
     try:
