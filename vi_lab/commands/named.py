@@ -41,18 +41,7 @@ from vi_lab.console import Heading, make_console, print_tables
 from vi_lab.errors import Interrupted, UserError, ViLabError, complain, nearby, one_line, printable
 from vi_lab.runs.claims import DRIVER, kernel
 from vi_lab.runs.files import STUDY_FILE, Status, write_text
-from vi_lab.runs.jobs import (
-    CLAIM,
-    NAME,
-    TRIAL,
-    Jobs,
-    Record,
-    State,
-    counted,
-    fingerprint,
-    is_sweep,
-    settings_of,
-)
+from vi_lab.runs.jobs import CLAIM, Jobs, Record, State, counted, fingerprint, settings_of
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
 from vi_lab.runs.trust import inside, is_own, refuse_links, trusting
@@ -119,7 +108,7 @@ def launch_named(task: Callable, arguments: argparse.Namespace) -> int:
     done = all(state.name == "completed" for state in states.values())
     if not done:
         rehearse_all(named.configs)
-    refuse_foreign(named.folder)
+    refuse_links_of_sweep(named.folder)
     named = named.written(of_hydra)
     tasks = named.tasks
     jobs.names = [one.name for one in tasks]
@@ -343,7 +332,6 @@ def drain(
         forgiven: how often a job had failed before this command: it is tried again.
     """
     waiting, vain = False, 0
-    refuse_foreign(jobs.folder)
     while True:
         tasks = source()
         jobs.names = [task.name for task in tasks]
@@ -360,7 +348,7 @@ def drain(
             waiting = False
             batch = free if launch.parallel else free[:1]
             for task in batch:
-                refuse_foreign(jobs.folder / task.name)
+                _refuse_links_of_job(jobs.folder / task.name)
             overrides = [_launched(task, states[task.name].claims + 1) for task in batch]
             error = None
             try:
@@ -388,23 +376,25 @@ def drain(
         time.sleep(LOOK)
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Before anything is written into a folder that may be somebody else's: of a sweep, into what is not a job's.
+def refuse_links_of_sweep(folder: Path) -> None:
+    """Before anything is written into a sweep's folder, which may be somebody else's: into what is not a job's.
 
     Raises:
         ViLabError: a link leads out of it; see `vi_lab.runs.trust.refuse_links`.
     """
-    if folder.is_symlink() and (NAME.fullmatch(folder.name) or TRIAL.fullmatch(folder.name)):
+    for name in (".sweep", "comparison", "tuning", STUDY_FILE, "multirun.yaml"):
+        if os.path.lexists(path := folder / name):
+            inside(folder, name)
+            if path.is_dir():
+                refuse_links(path)
+            elif not is_own(path):
+                raise ViLabError(f"{path}: a link, or no file; remove it")
+
+
+def _refuse_links_of_job(folder: Path) -> None:
+    if folder.is_symlink():
         raise ViLabError(f"{folder}: a link in place of a job's folder; remove it")
-    if is_sweep(folder):
-        for name in (".sweep", "comparison", "tuning", STUDY_FILE, "multirun.yaml"):
-            if os.path.lexists(path := folder / name):
-                inside(folder, name)
-                if path.is_dir():
-                    refuse_links(path)
-                elif not is_own(path):
-                    raise ViLabError(f"{path}: a link, or no file; remove it")
-    elif folder.is_dir():
+    if folder.is_dir():
         refuse_links(folder)
 
 

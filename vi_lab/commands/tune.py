@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 
 from vi_lab.adapters.hydra import launcher
 from vi_lab.commands.launch import hand_over, rehearse_all
-from vi_lab.commands.named import Task, at_work, digest_of, drain, is_free
+from vi_lab.commands.named import Task, at_work, digest_of, drain, is_free, refuse_links_of_sweep
 from vi_lab.commands.train import task
 from vi_lab.config import check_jobs, explain, key_of, only_asks, quote, read_arguments, search_path
 from vi_lab.console import Heading, Terminal, load, make_console, number, print_tables
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 OWN = ("trials", "sampler", "pruner")
 REPEATED = ("seed", "data.fold")
 """Of these each trial has all values, and is scored by the mean."""
+FEW = 5
+"""With fewer trials nothing is said of what matters."""
 BEST = 10
 """Trials in the table of the end."""
 
@@ -70,10 +72,6 @@ def main(argv: list[str]) -> int:
         drain(search.tasks, search.jobs, launch, {}, search.retries)
     search.publish(make_console())
     return 0 if search.best() else 1
-
-
-FEW = 5
-"""With fewer trials nothing is said of what matters."""
 
 
 class Repeat(NamedTuple):
@@ -130,6 +128,8 @@ class _Search:
         self.configs = check_jobs("train", self._corners(), arguments.config_dir)
         if any(config["stack"] for config in self.configs):
             raise UserError("stack= trains jobs in one process; vi-lab tune has any number: leave it out")
+        if self.pruner != "none" and any("ddp" in str(config["accelerator"]["strategy"]) for config in self.configs):
+            raise UserError("pruner= ends a run from within its process; with accelerator=ddp leave it out")
         if not all(holds_out(config["data"]) for config in self.configs):
             raise UserError("data.validation=0: a search needs held-out images; the test images are not for choosing")
         values_of = {key: getattr(repeated.get(key), "choices", None) for key in REPEATED}
@@ -142,9 +142,10 @@ class _Search:
         grid = math.prod(len(getattr(found, "choices", ())) for found in self.space.values())
         self.grid = values["sampler"] == "grid"
         self.trials = min(int(values["trials"]), grid) if self.grid else int(values["trials"])
+        fixed = [word for word in self.base if not has(key_of(word), JOB)]
         searched = [f"{key}={found!r}" for key, found in self.space.items()]
         self.made = {
-            "words": [*self.base, *searched, f"runs={[run.suffix for run in self.runs]}"],
+            "words": [*fixed, *searched, f"runs={[run.suffix for run in self.runs]}"],
             "swept": [*self.space, *repeated],
             "vi_lab": __version__,
             "configs": digest_of(arguments.config_dir),
@@ -173,18 +174,24 @@ class _Search:
         Raises:
             UserError: the folder is that of another one.
         """
+        refuse_links_of_sweep(self.folder)
         commands = Record(self.folder).commands
-        if commands and not (self.folder / STUDY_FILE).is_file():
+        if commands and "pruner" not in commands[0]:
             raise UserError(f"sweep={self.name}: a sweep of vi-lab train has this name; choose another")
+        self._compare(commands)
+        file = Record(self.folder).write(self.made)
+        try:
+            self._compare(Record(self.folder).commands)  # another may have been written since: the first one counts
+        except UserError:
+            file.unlink(missing_ok=True)
+            raise
+
+    def _compare(self, commands: list[dict[str, Any]]) -> None:
         for key in ("words", "settings", "pruner") if commands else ():
             before, now = commands[0].get(key), self.made[key]
             if before != now:
                 told = f"pruner={before}" if key == "pruner" else "; ".join(sorted({*map(str, before or ())} ^ {*now}))
                 raise UserError(f"sweep={self.name}: another search has this name ({told}); choose another")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _ = self.study
-        if not commands:
-            Record(self.folder).write(self.made)
 
     @property
     def study(self) -> Study:
@@ -207,15 +214,21 @@ class _Search:
         self.jobs.names = [one.name for one in tasks]
         if any(is_free(state, 0, self.retries) for state in self.jobs.states().values()):
             return tasks
+        if len(self.study.get_trials(deepcopy=False)) >= self.trials and not self._waiting():
+            return tasks
         with self._asking():
             there = self.study.get_trials(deepcopy=False)
-            if len(there) >= self.trials and all(trial.state.name != "WAITING" for trial in there):
+            if len(there) >= self.trials and not self._waiting():
                 return tasks
-            if self.grid:
+            if self.grid and not self._waiting():
                 taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in there]
                 self.study.enqueue_trial(next(point for point in points(self.space) if point not in taken))
             asked = self.study.ask(self.space)
         return [*tasks, *self._tasks(self.study.get_trials(deepcopy=False)[asked.number])]
+
+    def _waiting(self) -> bool:
+        """Whether a worker has died between choosing a point of the grid and asking for it."""
+        return any(trial.state.name == "WAITING" for trial in self.study.get_trials(deepcopy=False))
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -107,11 +108,14 @@ class Record:
         return {key for command in self.commands for key in command["swept"]}
 
     def write(self, command: dict[str, Any]) -> Path:
-        """Add a command, or write it again; returns the file."""
+        """Add a command, or write it again, which leaves its place in the order; returns the file."""
         name = hashlib.sha256(json.dumps(command["words"]).encode()).hexdigest()[:16]
         path = self.folder / COMMANDS / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
+        given = path.stat().st_mtime_ns if path.is_file() else None
         write_json(path, command)
+        if given is not None:
+            os.utime(path, ns=(given, given))
         return path
 
 

@@ -3,10 +3,13 @@ the command line of their first process. It is the same as the single run, and e
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vi_lab.config import quote
 from vi_lab.errors import Interrupted, Pruned, ViLabError, printable
@@ -54,7 +57,7 @@ def execute_apart(job: Job, words: Sequence[str]) -> float:
         try:
             said = _wait(process, stop)
         except BaseException:
-            process.kill()  # its other processes end with it
+            _kill(process)
             process.wait()
             raise
     if stop.requested is not None:
@@ -73,6 +76,12 @@ def execute_apart(job: Job, words: Sequence[str]) -> float:
     raise (Pruned if status["state"] == "pruned" else ViLabError)(str(status.get("reason")))
 
 
+def _kill(process: subprocess.Popen) -> None:
+    """With all that train with it."""
+    with suppress(OSError):  # it has just ended
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _wait(process: subprocess.Popen, stop: Stop) -> str:
     """Until it ends; a signal is passed on once. Returns what it has said on stderr."""
     told = False
@@ -81,7 +90,7 @@ def _wait(process: subprocess.Popen, stop: Stop) -> str:
             return process.communicate(timeout=PATIENCE if told else 0.2)[1]
         except subprocess.TimeoutExpired:
             if told:
-                process.kill()
+                _kill(process)
             elif stop.requested is not None:
                 told = True
                 process.terminate()
