@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import queue
 from tests.support import SMALL, TIME_LIMIT, refusal
 from vi_lab import cli
 from vi_lab.runs.claims import Claims
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = [*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2", "evaluation.samples=null", "logger=[]"]
 CALLBACK = """
 from pathlib import Path
+import os
+import signal
 import sys
 from lightning.pytorch.callbacks import Callback
 
@@ -29,6 +32,11 @@ class Fail(Callback):
             raise RuntimeError("as was planned")
         if pl_module.seed == 1 and Path("exits").exists():
             sys.exit(3)
+
+    def on_train_batch_end(self, trainer, pl_module, *rest):
+        if pl_module.seed == 1 and trainer.global_step == 1 and Path("preempted").exists():
+            Path("preempted").unlink()
+            os.kill(os.getpid(), signal.SIGUSR2)
 """
 FAILING = "+callbacks.fail._target_=planned_failures.Fail"
 
@@ -403,3 +411,26 @@ def test_launchers(launcher: str, folder: Path) -> None:
     for name in states:
         ours, theirs = (sweep / name / "metrics.json" for sweep in (folder, folder.parent / "alone"))
         assert not ours.exists() or ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_preempts_goes_on(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    queue(tmp_path / "queue")
+    Path("preempted").touch()
+    words = ["-m", "sweep=first", *TINY, "trainer.max_steps=4", "seed=0,1", FAILING, "hydra/launcher=slurm"]
+    path = os.pathsep.join(filter(None, [os.getcwd(), str(ROOT), os.environ.get("PYTHONPATH")]))
+    commands = os.pathsep.join([str(tmp_path / "queue"), os.environ["PATH"]])
+    environment = {**os.environ, "PYTHONPATH": path, "PATH": commands}
+    command = [sys.executable, "-m", "vi_lab", "train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / "queue").glob("*.requeued")] == ["1000_1.requeued"]
+    outcomes = Claims(folder).read()
+    assert sorted(outcomes.values()) == [["completed"], ["interrupted", "completed"]]
+    script, *_ = (folder / ".submitit").rglob("*.sh")
+    assert "--signal=USR2@120" in script.read_text()
+    assert train("trainer.max_steps=4", "seed=0,1", FAILING, name="alone") == 0
+    for name in outcomes:
+        ours, theirs = (sweep / name / "metrics.json" for sweep in (folder, folder.parent / "alone"))
+        assert ours.read_bytes() == theirs.read_bytes()
