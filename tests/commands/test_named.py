@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 from tests.slurm import queue
 from tests.support import SMALL, TIME_LIMIT, refusal
 from vi_lab import cli
+from vi_lab.commands import status as status_command
+from vi_lab.console import Terminal
 from vi_lab.runs.claims import Claims
 from vi_lab.runs.jobs import Jobs
 
@@ -364,6 +367,31 @@ def test_status_tells_how_far_a_running_job_is(folder: Path, capsys: pytest.Capt
     assert 3000 < running["seconds_left"] <= 4000
     assert running["loss"] > 0
     assert found["seconds_left"] == running["seconds_left"]
+
+
+def test_watching_shows_each_look_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train("seed=0,1") == 0
+    name, _ = Jobs.found(folder).names
+    status = json.loads((folder / name / "status.json").read_text())
+    (folder / name / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    held = Claims(folder).take(name, 2)
+    assert held is not None
+    monkeypatch.setattr(status_command, "PERIOD", 0.0)
+    looks = []
+
+    def look(path: Path) -> object:
+        looks.append(report(path))
+        if len(looks) == 3:
+            with held:
+                (folder / name / "status.json").write_text(json.dumps(status))
+        return looks[-1]
+
+    report = status_command.report
+    monkeypatch.setattr(status_command, "report", look)
+    screen = io.StringIO()
+    status_command._watch(folder, Terminal(file=screen, width=80, force_terminal=True))
+    assert [len([job for job in found.jobs if job.state.name == "running"]) for found in looks] == [1, 1, 1, 0]
+    assert screen.getvalue().count("2 jobs:") == 5  # each look, and the last once more where it stays
 
 
 def test_status_of_several_sweeps_and_of_none(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from contextlib import suppress
@@ -216,9 +217,9 @@ def _watch(folder: Path, terminal: Terminal) -> None:
         while True:
             found = report(folder)
             if terminal.is_terminal:
-                with terminal.capture() as page:
-                    show(found, terminal)
-                live.update(Text.from_ansi(page.get()), refresh=True)
+                page = io.StringIO()  # what is printed on the terminal itself would stay above
+                show(found, Terminal(file=page, width=terminal.width, force_terminal=True))
+                live.update(Text.from_ansi(page.getvalue()), refresh=True)
             elif (line := counted(job.state for job in found.jobs)) != said:
                 terminal.say(said := line)
             if not any(job.state.name == "running" for job in found.jobs):
