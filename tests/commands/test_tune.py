@@ -83,6 +83,9 @@ def test_a_space_in_hydras_words() -> None:
         ("a=tag(log,interval(0,1))", "0 < LOW"),
         ("a=range(3,1)", "an empty range"),
         ("a=glob(*)", "wanted interval"),
+        ("+a=interval(1,2)", "without"),
+        ("a=tag(int,interval(1,3))", "no such tag as int"),
+        ("a=interval(0,1e400)", "finite ends"),
     ],
 )
 def test_spaces_that_are_none(word: str, told: str) -> None:
@@ -104,7 +107,8 @@ def test_trials_are_a_total_and_end_in_a_table(folder: Path, capsys: pytest.Capt
     assert tune("trials=2", *words) == 0
     assert tune("trials=3", *words) == 0
     out = capsys.readouterr().out
-    assert "The best again: vi-lab train " in out
+    assert "The best again: vi-lab train -m " in out
+    assert " seed=0,1\n" in out
     assert "optuna-dashboard outputs/sweeps/first/study.journal" in out
     found = trials(folder)
     assert [trial.state.name for trial in found] == ["COMPLETE"] * 3
@@ -176,6 +180,56 @@ def test_a_trial_whose_worker_died_is_taken_up(folder: Path) -> None:
     assert [trial.state.name for trial in trials(folder)] == ["COMPLETE"] * 3
     assert trials(folder)[2].params == asked.params
     assert Claims(folder).read()["trial-0002-s0"] == [None, "completed"]
+
+
+def test_a_trial_that_was_asked_for_by_half_is_no_trial(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [RATE, "data.batch_size=choice(50,100)"]
+    assert tune("trials=1", *words) == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*rest: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages.journal.JournalStorage, "set_trial_param", kill)
+        with pytest.raises(Killed):
+            open_study(folder).ask(space_of(words))
+    assert trials(folder)[1].state.name == "RUNNING"
+    assert tune("trials=2", *words) == 0
+    assert [trial.state.name for trial in trials(folder)] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert not (folder / "trial-0001-s0").exists()
+
+
+def test_a_point_that_waits_is_the_next(folder: Path) -> None:
+    words = ["sampler=grid", "optimizer.lr=choice(1e-3,2e-3,2e-3)"]
+    assert tune("trials=1", *words) == 0
+    open_study(folder).enqueue_trial({"optimizer.lr": "0.002"})  # and its worker died
+    assert tune("trials=9", *words) == 0
+    assert [trial.params["optimizer.lr"] for trial in trials(folder)] == ["0.001", "0.002"]
+
+
+def test_a_torn_line_is_cut_and_a_damaged_study_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert tune("trials=2", RATE) == 0
+    journal = folder / "study.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])
+    assert tune("trials=2", RATE) == 0
+    assert [trial.state.name for trial in trials(folder)] == ["COMPLETE"] * 2
+    lines = whole.splitlines(keepends=True)
+    for damage in (
+        b"[" * 100_000,
+        b'{"op_code": 99}',
+        b"no json",
+        lines[0].replace(b'"directions":[1]', b'"directions":[2]'),
+    ):
+        journal.write_bytes(damage + b"\n" + b"".join(lines[1:]))
+        capsys.readouterr()
+        assert tune("trials=2", RATE) == 1
+        err = capsys.readouterr().err
+        assert "study.journal: damaged" in err
+        assert err.count("\n") == 1
 
 
 def test_another_search_of_that_name_is_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -246,6 +246,8 @@ def spaces(overrides: Iterable[str]) -> dict[str, Space]:
 
 def _space(override: Override) -> Space:
     value, words = override.value(), str(override.input_line)
+    if override.type != OverrideType.CHANGE:
+        raise UserError(f"{words}: a key that is searched over is one that is there; write it without + or ~")
     if isinstance(value, ChoiceSweep):
         return Space(words, [Override._get_value_element_as_str(one) for one in value.list])
     if isinstance(value, RangeSweep) and _choices(override) <= MOST_JOBS:
@@ -255,6 +257,10 @@ def _space(override: Override) -> Space:
         return Space(words, values)
     if not isinstance(value, IntervalSweep) or value.start is None or value.end is None:
         raise UserError(f"{words}: wanted interval(LOW,HIGH), choice(A,B) or range(FIRST,BEFORE,STEP)")
+    if unknown := set(value.tags) - {"log"}:
+        raise UserError(f"{words}: no such tag as {min(unknown)}; whole numbers are int(interval(LOW,HIGH))")
+    if not (math.isfinite(value.start) and math.isfinite(value.end)):
+        raise UserError(f"{words}: wanted finite ends")
     whole, log = isinstance(value.start, int) and isinstance(value.end, int), "log" in value.tags
     if not value.start < value.end or (log and not value.start > 0):
         wanted = "0 < LOW < HIGH, as tag(log, ...) is over logarithms" if log else "LOW < HIGH"

@@ -182,6 +182,8 @@ class _Named:
         self.name, self.retries = str(own["sweep"]), int(own["retries"])
         self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
         self.record = Record(self.folder)
+        if self.record.commands and "pruner" in self.record.commands[0]:
+            raise UserError(f"sweep={self.name}: a search of vi-lab tune has this name; choose another")
         self.configs: list[dict] = []
         """Of the jobs that are new to the sweep, composed and checked."""
         self.names = self._names(jobs)

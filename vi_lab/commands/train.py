@@ -28,7 +28,7 @@ from vi_lab.runs.trust import read_yaml, trusting
 from vi_lab.training.apart import execute_apart, trains_together
 from vi_lab.training.execution import Job, execute
 from vi_lab.training.sweep import Stacks, beside, standing, time_left
-from vi_lab.training.workers import preemption, work
+from vi_lab.training.workers import follow_parent, preemption, work
 
 OF_SWEEP = ("resume", "sweep", "retries")
 """Keys that say nothing of a run."""
@@ -36,6 +36,7 @@ OF_SWEEP = ("resume", "sweep", "retries")
 
 def main(argv: list[str]) -> int:
     """Train what the overrides say, or go on with the run or the sweep that `resume=` names."""
+    follow_parent()
     arguments = read_arguments(argv)
     folders = [o.removeprefix("resume=") for o in arguments.overrides if o.startswith("resume=")]
     resumed = bool(folders) and folders[-1] not in ("", "null")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +125,7 @@ class _Search:
         if not self.space:
             raise UserError("nothing to search: give a space, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'")
         self.base = [word for word in rest if key_of(word) not in {*self.space, *repeated}]
+        self.repeated = [word for word in rest if key_of(word) in REPEATED]
         self.configs = check_jobs("train", self._corners(), arguments.config_dir)
         if any(config["stack"] for config in self.configs):
             raise UserError("stack= trains jobs in one process; vi-lab tune has any number: leave it out")
@@ -139,7 +140,7 @@ class _Search:
         self.runs = [Repeat(str(seed), fold) for seed in seeds for fold in folds or [None]]
         self.epochs = max(config["trainer"]["max_epochs"] for config in self.configs)
         self.sampler = sampler_of(values["sampler"], self.space)
-        grid = math.prod(len(getattr(found, "choices", ())) for found in self.space.values())
+        grid = math.prod(len(getattr(found, "choices", ())) for found in self.space.values())  # none of an interval
         self.grid = values["sampler"] == "grid"
         self.trials = min(int(values["trials"]), grid) if self.grid else int(values["trials"])
         fixed = [word for word in self.base if not has(key_of(word), JOB)]
@@ -204,66 +205,68 @@ class _Search:
 
     # --- the trials ---------------------------------------------------------------------------------------------
 
+    def _there(self) -> list[FrozenTrial]:
+        """The trials of the space: not those that a worker has died in asking for."""
+        from vi_lab.training.study import is_whole, trials_of
+
+        return [trial for trial in trials_of(self.study, self.folder) if is_whole(trial, self.space)]
+
     def tasks(self) -> list[Task]:
         """The runs of the trials that are not told yet; of a new trial where none of them is free, and there may be
         more."""
-        from vi_lab.training.study import points
+        from vi_lab.training.study import alone, points
 
-        trials = self._running()
-        tasks = [one for trial in trials for one in self._tasks(trial)]
+        running = [trial for trial in self._there() if trial.state.name == "RUNNING" and not self._tell(trial)]
+        tasks = [one for trial in running for one in self._tasks(trial)]
         self.jobs.names = [one.name for one in tasks]
         if any(is_free(state, 0, self.retries) for state in self.jobs.states().values()):
             return tasks
-        if len(self.study.get_trials(deepcopy=False)) >= self.trials and not self._waiting():
+        if len(self._there()) >= self.trials:
             return tasks
-        with self._asking():
-            there = self.study.get_trials(deepcopy=False)
-            if len(there) >= self.trials and not self._waiting():
+        with alone(self.folder / ".sweep" / "ask"):  # so that there are no more trials than wanted
+            waiting = self._bury()
+            there = self._there()
+            if len(there) >= self.trials and not waiting:
                 return tasks
-            if self.grid and not self._waiting():
-                taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in there]
+            if self.grid and not waiting:
+                taken = [trial.params for trial in there]
                 self.study.enqueue_trial(next(point for point in points(self.space) if point not in taken))
-            asked = self.study.ask(self.space)
-        return [*tasks, *self._tasks(self.study.get_trials(deepcopy=False)[asked.number])]
+            asked = self.study.ask(self.space).number
+        return [*tasks, *(one for trial in self._there() if trial.number == asked for one in self._tasks(trial))]
 
-    def _waiting(self) -> bool:
-        """Whether a worker has died between choosing a point of the grid and asking for it."""
-        return any(trial.state.name == "WAITING" for trial in self.study.get_trials(deepcopy=False))
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """One worker at a time, so that there are no more trials than wanted."""
-        from optuna.storages.journal import JournalFileSymlinkLock
-
-        lock = JournalFileSymlinkLock(str(self.folder / ".sweep" / "ask"))
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _running(self) -> list[FrozenTrial]:
-        """The trials that are at work, once those that have ended are told."""
+    def _bury(self) -> bool:
+        """End the trials that a worker has died in asking for: nobody else asks now. Returns whether one of the grid
+        waits, which is what is asked for next."""
         from optuna.trial import TrialState
 
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in trials if not self._tell(trial)]
+        from vi_lab.training.study import is_whole, trials_of
+
+        trials = trials_of(self.study, self.folder)
+        for trial in trials:
+            if trial.state.name == "RUNNING" and not is_whole(trial, self.space):
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        return any(trial.state.name == "WAITING" for trial in trials)
 
     def _tell(self, trial: FrozenTrial) -> bool:
         """Tell the study of a trial whose runs have ended."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         names = [self._name(trial, run) for run in self.runs]
         states = Jobs(self.folder, names).states().values()
+        losses = [finished(self.folder / name) for name in names]
+        whole = [loss for loss in losses if loss is not None]
+        value, state = None, None
         if any(state.name == "pruned" for state in states):
-            self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+            state = TrialState.PRUNED
         elif any(state.name == "failed" and not is_free(state, 0, self.retries) for state in states):
-            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            state = TrialState.FAIL
         elif all(state.name == "completed" for state in states):
-            losses = [loss for name in names if (loss := finished(self.folder / name)) is not None]
-            self.study.tell(trial.number, fmean(losses), skip_if_finished=True)
+            value, state = (fmean(whole), None) if len(whole) == len(names) else (None, TrialState.FAIL)
         else:
             return False
+        with suppress(UpdateFinishedTrialError):  # another worker was faster
+            self.study.tell(trial.number, value, state, skip_if_finished=True)
         return True
 
     def _tasks(self, trial: FrozenTrial) -> list[Task]:
@@ -285,24 +288,31 @@ class _Search:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def counted(self) -> str:
-        """As "3 completed, 1 pruned"."""
-        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False)]
+        """As "3 complete, 1 pruned"."""
+        states = [trial.state.name.lower() for trial in self._there()]
         return ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states)) or "none yet"
 
     def best(self) -> list[FrozenTrial]:
         """The trials that have a loss, the best first."""
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.value is not None]
-        return sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda trial: trial.value or 0.0)
+        trials = [trial for trial in self._there() if trial.state.name == "COMPLETE" and trial.value is not None]
+        return sorted(trials, key=lambda trial: trial.value or 0.0)
+
+    def _again(self, trial: FrozenTrial) -> str:
+        """The command that trains a trial again."""
+        words = [*self.base, *(f"{key}={trial.params[key]}" for key in self.space), *self.repeated]
+        last = {key_of(word): word for word in words}
+        return shlex.join(["vi-lab", "train", *(["-m"] if len(self.runs) > 1 else []), *last.values()])
 
     def publish(self, terminal: Terminal) -> None:
         """The table of the best, what matters, and the figures."""
         from vi_lab.figures.study import write_figures
+        from vi_lab.training.study import importances
 
-        best, importances = self.best(), self._importances()
-        terminal.say(f"{len(self.study.get_trials(deepcopy=False))} trials: {self.counted()}")
+        best, trials = self.best(), self._there()
+        shares = importances(self.study) if len(best) >= FEW else {}
+        terminal.say(f"{len(trials)} trial{'s' * (len(trials) != 1)}: {self.counted()}")
         place = self.folder / "tuning"
         place.mkdir(exist_ok=True)
-        trials = self.study.get_trials(deepcopy=False)
         rows = [{"trial": t.number, "state": t.state.name.lower(), "val/loss": t.value, **t.params} for t in trials]
         write_csv(place / "trials.csv", rows)
         if not best:
@@ -316,25 +326,13 @@ class _Search:
         ]
         cells = [[str(t.number), number(t.value or 0.0, ".3f"), *(_cell(t.params.get(k)) for k in keys)] for t in best]
         print_tables(terminal, headings, [("", cells[:BEST])], "trials.csv has them")
-        if importances:
-            shares = ", ".join(f"{key} {share:.0%}" for key, share in importances.items())
-            terminal.say(f"Importance (fANOVA, the share of the loss's variance that a key explains): {shares}")
-        write_figures(place, trials, keys, importances)
-        again = shlex.join([*self.base, *(f"{key}={best[0].params[key]}" for key in keys)])
-        terminal.say(f"The best again: vi-lab train {again}")
+        if shares:
+            text = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+            terminal.say(f"Importance (fANOVA, the share of the loss's variance that a key explains): {text}")
+        write_figures(place, trials, keys, shares)
+        terminal.say(f"The best again: {self._again(best[0])}")
         terminal.say(f"Trials and figures: {nearby(place)}")
         terminal.say(f"Dashboard: optuna-dashboard {shlex.quote(str(nearby(self.folder / STUDY_FILE)))}")
-
-    def _importances(self) -> dict[str, float]:
-        """Of each key, by functional ANOVA (Hutter et al. 2014); empty where there are too few trials."""
-        from optuna.importance import get_param_importances
-
-        if len(self.best()) < FEW:
-            return {}
-        try:
-            return dict(get_param_importances(self.study))
-        except (ValueError, RuntimeError, ZeroDivisionError):
-            return {}
 
 
 def _cell(value: Any) -> str:

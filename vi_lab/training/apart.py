@@ -17,6 +17,7 @@ from vi_lab.runs.files import Status, append_text
 from vi_lab.runs.run import Run, finished
 from vi_lab.training.execution import Job
 from vi_lab.training.signals import Stop
+from vi_lab.training.workers import PARENT
 
 PATIENCE = 60.0
 """Seconds that the processes have to stop after their step; then they are killed."""
@@ -52,6 +53,7 @@ def execute_apart(job: Job, words: Sequence[str]) -> float:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            env={**os.environ, PARENT: str(os.getpid())},
             start_new_session=True,  # a signal of the terminal reaches it through this process alone
         )
         try:

@@ -7,8 +7,10 @@ It may be somebody else's: of what it holds only values of the space are put to 
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import FrozenTrial, Trial
 
 from vi_lab.adapters.hydra import Space, spaces
@@ -45,10 +47,22 @@ def space_of(overrides: Iterable[str]) -> dict[str, BaseDistribution]:
 
 def _distribution(space: Space) -> BaseDistribution:
     if space.values is not None:
-        return CategoricalDistribution(space.values)
+        return CategoricalDistribution([*dict.fromkeys(space.values)])
     if space.whole:
         return IntDistribution(int(space.low), int(space.high), log=space.log)
     return FloatDistribution(float(space.low), float(space.high), log=space.log)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """The share of the loss's variance that each key explains, by functional ANOVA (Hutter et al. 2014); empty where
+    the trials do not tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    except (ValueError, RuntimeError, ZeroDivisionError, TypeError):
+        return {}
 
 
 def words_of(params: dict[str, Any], space: dict[str, BaseDistribution]) -> list[str]:
@@ -114,23 +128,74 @@ def open_study(
     Raises:
         ViLabError: its file is damaged.
     """
-    path = str(folder / STUDY_FILE)
+    path = folder / STUDY_FILE
     options = {"max_resource": epochs} if pruner == "hyperband" else {}
-    try:
-        return optuna.create_study(
+    with alone(path):
+        _cut_torn_line(path)
+    with _read(path):
+        study = optuna.create_study(
             study_name=folder.name,
-            storage=JournalStorage(JournalFileBackend(path, JournalFileSymlinkLock(path))),
+            storage=JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path)))),
             sampler=sampler,
             pruner=PRUNERS[pruner](**options),
             load_if_exists=True,
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ViLabError(f"{path}: damaged ({one_line(error)[:200]})") from error
+        if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
+            raise ValueError("it does not minimize")
+        return study
 
 
-def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
-    """A trial by its number."""
-    return study.get_trials(deepcopy=False)[number]
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While no other process is in a file's turn, on NFS too; one that has died in it loses it after 30 seconds."""
+    lock = JournalFileOpenLock(str(path))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _cut_torn_line(path: Path) -> None:
+    """What a full disk, or a kill, has left of a line at the end of a journal: the next one would be glued to it."""
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(text.rfind(b"\n") + 1)
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """Optuna replays the journal wherever it looks at a study, and believes it.
+
+    Raises:
+        ViLabError: it fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ViLabError(f"{path}: damaged ({type(error).__name__}: {one_line(error)[:200]})") from error
+
+
+def trials_of(study: optuna.Study, folder: Path) -> list[FrozenTrial]:
+    """All trials, as the file has them.
+
+    Raises:
+        ViLabError: it is damaged.
+    """
+    with _read(folder / STUDY_FILE):
+        return study.get_trials(deepcopy=False)
+
+
+def is_whole(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> bool:
+    """Whether a trial is of the space, and has all of it: Optuna writes its parameters one by one."""
+    if set(trial.params) != set(space):
+        return False
+    try:
+        words_of(trial.params, space)
+    except ViLabError:
+        return False
+    value = trial.values[0] if trial.values else None
+    return value is None or (isinstance(value, float) and math.isfinite(value))
 
 
 class Pruning(Callback):
@@ -145,7 +210,7 @@ class Pruning(Callback):
 
     def __init__(self, folder: Path, number: int, pruner: str, epochs: int) -> None:
         study = open_study(folder, pruner=pruner, epochs=epochs)
-        self.trial, self.epochs = Trial(study, trial_of(study, number)._trial_id), epochs
+        self.trial, self.epochs = Trial(study, trials_of(study, folder)[number]._trial_id), epochs
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """After each evaluation.

@@ -25,6 +25,9 @@ T = TypeVar("T")
 GRACE = 10.0
 """Seconds that a worker has to stop after its step once its parent is gone; then it ends as by a kill."""
 
+PARENT = "VI_LAB_PARENT"
+"""In the environment of a process that a sweep's process has started for one job: that one."""
+
 PATIENCE = 60.0
 """Seconds that the sweep's process waits for the jobs to stop after their steps; then it ends them."""
 
@@ -130,9 +133,22 @@ def work(job: Callable[[], T]) -> T:
         raise
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int, group: bool = False) -> None:
+    """End where the parent is gone.
+
+    Args:
+        group: with the whole process group, which is this process's own.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
+    if group:
+        os.killpg(os.getpgid(0), signal.SIGKILL)
     os._exit(128 + signal.SIGTERM)
+
+
+def follow_parent() -> None:
+    """In the first process of a job that is executed apart (`vi_lab.training.apart`): not to outlive the sweep's."""
+    if os.environ.get(PARENT) == str(os.getppid()) and os.getpgid(0) == os.getpid():
+        threading.Thread(target=_follow, args=(os.getppid(), True), daemon=True).start()
