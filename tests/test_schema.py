@@ -129,7 +129,7 @@ def test_rules_agree_with_the_code() -> None:
     assert (*data.SOURCES, "digits") == schema.SOURCES
 
 
-COMMANDS = ("train", "audit", "evaluate")
+COMMANDS = ("train", "tune", "audit", "evaluate")
 OPTIONAL = {"latent": "reinforce", "objective/relaxed": "concrete", "latent/vq": "vq"}
 
 

@@ -37,8 +37,9 @@ class Fail(Callback):
             sys.exit(3)
 
     def on_train_batch_end(self, trainer, pl_module, *rest):
-        if pl_module.seed == 1 and trainer.global_step == 1 and Path("preempted").exists():
-            Path("preempted").unlink()
+        steps = Path("preempted").read_text().split() if Path("preempted").exists() else []
+        if pl_module.seed == 1 and str(trainer.global_step) in steps:
+            Path("preempted").write_text(" ".join({*steps} - {str(trainer.global_step)}))
             os.kill(os.getpid(), signal.SIGUSR2)
 """
 FAILING = "+callbacks.fail._target_=planned_failures.Fail"
@@ -445,7 +446,7 @@ def test_launchers(launcher: str, folder: Path) -> None:
 def test_a_job_that_slurm_preempts_goes_on(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     queue(tmp_path / "queue")
-    Path("preempted").touch()
+    Path("preempted").write_text("1 3")
     words = ["-m", "sweep=first", *TINY, "trainer.max_steps=4", "seed=0,1", FAILING, "hydra/launcher=slurm"]
     path = os.pathsep.join(filter(None, [os.getcwd(), str(ROOT), os.environ.get("PYTHONPATH")]))
     commands = os.pathsep.join([str(tmp_path / "queue"), os.environ["PATH"]])
@@ -455,7 +456,7 @@ def test_a_job_that_slurm_preempts_goes_on(folder: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "queue").glob("*.requeued")] == ["1000_1.requeued"]
     outcomes = Claims(folder).read()
-    assert sorted(outcomes.values()) == [["completed"], ["interrupted", "completed"]]
+    assert sorted(outcomes.values()) == [["completed"], ["interrupted", "interrupted", "completed"]]
     script, *_ = (folder / ".submitit").rglob("*.sh")
     assert "--signal=USR2@120" in script.read_text()
     assert train("trainer.max_steps=4", "seed=0,1", FAILING, name="alone") == 0

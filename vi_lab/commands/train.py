@@ -152,8 +152,8 @@ def _do_claimed(job: Job, words: list[str]) -> float | None:
     sweep, folder = job.folder.parent, job.folder
     jobs, number = Jobs(sweep, [folder.name]), int(os.environ[CLAIM])
     held = jobs.claim(folder.name, number)
-    if held is None and preemption() and jobs.claims.read()[folder.name][number - 1 :] == ["interrupted"]:
-        held = jobs.claim(folder.name, number + 1)  # it was put into the queue again
+    if held is None and preemption() and (state := jobs.states()[folder.name]).name == "interrupted":
+        held = jobs.claim(folder.name, state.claims + 1)  # it was put into the queue again
     if held is None:
         return None
     with held:
