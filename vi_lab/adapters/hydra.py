@@ -91,8 +91,9 @@ class QuickLoader(ConfigLoaderImpl):
         parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
         fixed = [i for i, override in enumerate(parsed) if self._adds_or_removes(override)]
         after = fixed[-1] if fixed else -1  # what stands before it may be what it adds to, or removes
-        later = [o for i, o in enumerate(parsed) if self._is_value(o) and (i > after or o.key_or_group[:5] == "hydra")]
-        first = tuple(str(override.input_line) for override in parsed if override not in later)
+        values = [self._is_value(o) and (i > after or o.is_hydra_override()) for i, o in enumerate(parsed)]
+        later = [override for override, value in zip(parsed, values, strict=True) if value]
+        first = tuple(str(o.input_line) for o, value in zip(parsed, values, strict=True) if not value)
         key = (config_name, run_mode, first)
         if key not in self.composed:
             rest = (from_shell, validate_sweep_overrides)
@@ -109,13 +110,13 @@ class QuickLoader(ConfigLoaderImpl):
         return config
 
     def _adds_or_removes(self, override: Override) -> bool:
-        key = override.key_or_group
-        return override.type != OverrideType.CHANGE and not (key[:5] == "hydra" or self.repository.group_exists(key))
+        other = override.is_hydra_override() or self.repository.group_exists(override.key_or_group)
+        return override.type != OverrideType.CHANGE and not other
 
     def _is_value(self, override: Override) -> bool:
         """Whether an override changes a value only, and not which files are composed."""
         key, plain = override.key_or_group, override.package is None and not override.is_sweep_override()
-        if key.startswith("hydra"):
+        if override.is_hydra_override():
             return plain and key.startswith(("hydra.sweep.", "hydra.job.env_set."))
         return plain and override.type == OverrideType.CHANGE and not self.repository.group_exists(key)
 

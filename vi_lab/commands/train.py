@@ -25,8 +25,9 @@ from vi_lab.runs.files import CONFIG_FILE, STUDY_FILE
 from vi_lab.runs.jobs import CLAIM, NAME, TRIAL, Jobs, Record, fingerprint, is_run
 from vi_lab.runs.run import Run, finished
 from vi_lab.runs.trust import read_yaml, trusting
-from vi_lab.training.apart import execute_apart, trains_together
+from vi_lab.training.apart import execute_apart
 from vi_lab.training.execution import Job, execute
+from vi_lab.training.process import trains_together
 from vi_lab.training.sweep import Stacks, beside, standing, time_left
 from vi_lab.training.workers import follow_parent, preemption, work
 
@@ -144,7 +145,7 @@ def _check_own(job: Job) -> None:
 
 def _do(job: Job, words: list[str]) -> float:
     """Do a job: of a sweep, where processes train together, in one of its own."""
-    return execute_apart(job, words) if job.hint is not None and trains_together(job) else execute(job)
+    return execute_apart(job, words) if job.hint is not None and trains_together(job.config) else execute(job)
 
 
 def _do_claimed(job: Job, words: list[str]) -> float | None:

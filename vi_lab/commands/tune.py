@@ -29,6 +29,7 @@ from vi_lab.runs.files import STUDY_FILE, write_csv, write_text
 from vi_lab.runs.jobs import Jobs, Record, fingerprint
 from vi_lab.runs.run import finished
 from vi_lab.schema import CONFIG_DIR, JOB, has, holds_out
+from vi_lab.training.process import trains_together
 from vi_lab.version import __version__
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class _Search:
         self.configs = check_jobs("train", self._corners(), arguments.config_dir)
         if any(config["stack"] for config in self.configs):
             raise UserError("stack= trains jobs in one process; vi-lab tune has any number: leave it out")
-        if self.pruner != "none" and any("ddp" in str(config["accelerator"]["strategy"]) for config in self.configs):
+        if self.pruner != "none" and any(map(trains_together, self.configs)):
             raise UserError("pruner= ends a run from within its process; with accelerator=ddp leave it out")
         if not all(holds_out(config["data"]) for config in self.configs):
             raise UserError("data.validation=0: a search needs held-out images; the test images are not for choosing")
@@ -254,15 +255,14 @@ class _Search:
 
         names = [self._name(trial, run) for run in self.runs]
         states = Jobs(self.folder, names).states().values()
-        losses = [finished(self.folder / name) for name in names]
-        whole = [loss for loss in losses if loss is not None]
         value, state = None, None
         if any(state.name == "pruned" for state in states):
             state = TrialState.PRUNED
         elif any(state.name == "failed" and not is_free(state, 0, self.retries) for state in states):
             state = TrialState.FAIL
         elif all(state.name == "completed" for state in states):
-            value, state = (fmean(whole), None) if len(whole) == len(names) else (None, TrialState.FAIL)
+            losses = [loss for name in names if (loss := finished(self.folder / name)) is not None]
+            value, state = (fmean(losses), None) if len(losses) == len(names) else (None, TrialState.FAIL)
         else:
             return False
         with suppress(UpdateFinishedTrialError):  # another worker was faster

@@ -25,11 +25,6 @@ LAST_WORDS = 2000
 """Characters of what a process has said on stderr that are kept where it fails."""
 
 
-def trains_together(job: Job) -> bool:
-    """Whether a job needs processes of its own."""
-    return "ddp" in str(job.config.accelerator.strategy)
-
-
 def execute_apart(job: Job, words: Sequence[str]) -> float:
     """`vi_lab.training.execution.execute` in a process of its own, and its process group.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,6 +14,11 @@ from vi_lab.errors import UserError
 def main_process() -> bool:
     """Whether this process keeps the run folder, where several train together."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def trains_together(config: Mapping[str, Any]) -> bool:
+    """Whether several processes train the model of a config."""
+    return "ddp" in str(config["accelerator"]["strategy"])
 
 
 def check_accelerators(configs: list[dict]) -> None:

@@ -89,10 +89,7 @@ def sampler_of(name: str, space: dict[str, BaseDistribution]) -> optuna.samplers
     """
     if name == "grid" and (open_ := [key for key in space if not isinstance(space[key], CategoricalDistribution)]):
         raise UserError(f"sampler=grid: {open_[0]} is an interval; give choice(...) or range(...)")
-    if name in (
-        "random",
-        "grid",
-    ):  # of a grid the trials are enqueued: Optuna's own sampler stops the process at its end
+    if name in ("random", "grid"):  # the points of a grid are enqueued, as Optuna's sampler of grids ends its own loop
         return optuna.samplers.RandomSampler()
     if name == "cmaes":
         if not all(isinstance(found, (FloatDistribution, IntDistribution)) for found in space.values()):

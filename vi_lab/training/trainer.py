@@ -21,6 +21,7 @@ from vi_lab.training.compilation import Compilation
 from vi_lab.training.display import ProgressDisplay, Voice
 from vi_lab.training.loggers import make_loggers
 from vi_lab.training.pictures import Pictures
+from vi_lab.training.process import trains_together
 from vi_lab.training.signals import Stop
 
 
@@ -93,7 +94,7 @@ def _watchers(config: DictConfig, folder: Path, recorder: Recorder) -> list[Call
 
 
 def _checkpoints(config: DictConfig, folder: Path, recorder: Recorder, stop: Stop) -> Checkpoints:
-    if config.checkpoint.every_n_steps and "ddp" in str(config.accelerator.strategy):
+    if config.checkpoint.every_n_steps and trains_together(config):
         raise UserError("checkpoint.every_n_steps: processes that train together are saved at the ends of epochs only")
     return Checkpoints(folder, recorder, stop, config.checkpoint.every_n_steps)
 
