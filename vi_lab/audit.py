@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vi_lab.distributions import number_of_states
 from vi_lab.estimators import VIMCO, Cost, Exact, GradientEstimator, ImportanceWeighted, LocalExpectation, Pathwise
+from vi_lab.evaluation import prior_of
 from vi_lab.latents import Latent
 from vi_lab.objectives import ELBO
 
@@ -53,6 +54,11 @@ class TrainedModel(Model, Protocol):
     @property
     def estimator(self) -> GradientEstimator:
         """Its gradient estimator."""
+        ...
+
+    @property
+    def deeper(self) -> nn.ModuleList:
+        """Of several stochastic layers, the estimators of all but the first."""
         ...
 
     @property
@@ -164,9 +170,9 @@ def decoder_evaluations(model: TrainedModel, shape: tuple[int, ...]) -> float:
     Args:
         shape: of an image.
     """
-    estimator = copy.deepcopy(model.estimator).eval()  # moving averages do not move
+    estimator, deeper = (copy.deepcopy(part).eval() for part in (model.estimator, model.deeper))  # averages stay
     with torch.random.fork_rng(devices=[]):
-        return Bench(model, torch.zeros(2, *shape)).draw(estimator, model.objective, 1)[2]
+        return Bench(model, torch.zeros(2, *shape), deeper=deeper).draw(estimator, model.objective, 1)[2]
 
 
 class Bench:
@@ -178,10 +184,18 @@ class Bench:
         beta: the objective's weight of the KL.
         others: batches of images, (N, *shape) each, on which learned baselines and control variates adapt: on the
             images that are measured they would learn these by heart. None: on `x` all the same.
+        deeper: of several stochastic layers, the estimators of all but the first.
     """
 
-    def __init__(self, model: Model, x: Tensor, beta: float = 1.0, others: Sequence[Tensor] = ()) -> None:
-        self.model, self.x, self.beta, self.others = model, x, beta, others
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        beta: float = 1.0,
+        others: Sequence[Tensor] = (),
+        deeper: nn.ModuleList | None = None,
+    ) -> None:
+        self.model, self.x, self.beta, self.others, self.deeper = model, x, beta, others, deeper or ()
         with torch.no_grad():
             self.features = model.encoder(x)  # (B, F)
 
@@ -201,7 +215,7 @@ class Bench:
             return nats(z)
 
         q = self.model.latent(features)
-        terms = objective(q, self.model.latent.prior(), counted, estimator, x)
+        terms = objective(q, prior_of(self.model), counted, estimator, x, self.deeper)
         (gradient,) = torch.autograd.grad(terms.loss.sum() / len(self.x), features, retain_graph=True)
         return gradient.unflatten(0, (copies, len(self.x))), terms.control_loss, evaluations / len(x)
 

@@ -45,6 +45,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     """The data module and the model that a config describes, with the weights of its seed."""
     import torch
 
+    from vi_lab.distributions import first
     from vi_lab.seeding import INIT, fold
 
     datamodule = instantiate(config.data)
@@ -62,8 +63,13 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         optimizer=instantiate(config.optimizer),
         lr_scheduler=_lr_scheduler(config.lr_scheduler),
         seed=config.seed,
+        p_z=instantiate(config.prior, latent=latent, shape=shape),
+        deeper=[build_estimator(config.estimator) for _ in range(latent.layers - 1)],
     )
-    model.estimator.materialize(latent(torch.zeros(1, latent.feature_size)), torch.zeros(1, *shape))
+    q = first(latent(torch.zeros(1, latent.feature_size)))
+    model.estimator.materialize(q, torch.zeros(1, *shape))
+    for estimator in model.deeper:
+        estimator.materialize(q, torch.zeros(1, *latent.layer_shape))  # its context is the layer before
     return datamodule, model
 
 

@@ -1,8 +1,8 @@
 """What the estimators need of a posterior q(z|x) beyond `torch.distributions`.
 
 q is `Independent(OneHotCategorical, 1)` with event (L, C), `Independent(Bernoulli, 1)` with event (L,),
-`Independent(Normal, 1)` with event (D,), or `NearestCode` with event (L, D). Samples come first, batch second, event
-last: (S, B, *event).
+`Independent(Normal, 1)` with event (D,), or `NearestCode` with event (L, D); or, of several stochastic layers, a
+`Chain` of the first two. Samples come first, batch second, event last: (S, B, *event).
 
 Any other distribution is taken as torch has it: `base`, `log_prob`, `sample` and `kl_divergence` work for it,
 the KL where `torch.distributions.register_kl` knows one.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -72,6 +73,11 @@ def _discrete(q: Distribution) -> OneHotCategorical | Bernoulli | None:
     if isinstance(b, (OneHotCategorical, Bernoulli)) and len(q.event_shape) == len(b.event_shape) + 1:
         return b
     return None
+
+
+def first(q: Distribution) -> Distribution:
+    """Of a `Chain` the layer next to the image; any other `q` itself."""
+    return q.start if isinstance(q, Chain) else q
 
 
 def discrete(q: Distribution, method: str) -> OneHotCategorical | Bernoulli:
@@ -199,6 +205,8 @@ def sample(q: Distribution, samples: int, generator: torch.Generator | None = No
     known = base(q)
     if isinstance(known, NearestCode):
         return known.sample((samples,))
+    if isinstance(known, Chain):
+        return known.draw(samples, generator)
     if isinstance(known, Normal):
         return known.loc + known.scale * noise.normal((samples, *known.loc.shape), known.loc, generator)
     b = _discrete(q)
@@ -423,6 +431,62 @@ def reparameterized_sample(q: Distribution, samples: int, method: str) -> Tensor
     if isinstance(b, Normal):
         return b.loc + b.scale * noise.normal((samples, *b.loc.shape), b.loc)
     return q.rsample((samples,))
+
+
+class Chain(Distribution):
+    """T layers of variables of one shape, each drawn given the one before: event (T, *event).
+
+    Upward it is a posterior, q(z_1|x) q(z_2|z_1) ... q(z_T|z_T-1); downward a prior, p(z_T) p(z_T-1|z_T) ...
+    p(z_1|z_2). z_1, the layer next to the image, comes first in a sample in either case.
+
+    Args:
+        start: of the layer that is drawn first, z_1 or z_T.
+        steps: each maps a layer, (*, *event), to the distribution of the next one, with batch shape (*).
+        downward: whether it is drawn from z_T to z_1.
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(
+        self, start: Distribution, steps: Sequence[Callable[[Tensor], Distribution]], downward: bool = False
+    ) -> None:
+        self.start, self.steps, self.downward = start, list(steps), downward
+        super().__init__(start.batch_shape, torch.Size((len(steps) + 1, *start.event_shape)), validate_args=False)
+
+    def above(self, z: Tensor) -> Distribution:
+        """Of a posterior, q(z_2, ..., z_T|z_1) for z_1 (B, *event)."""
+        start = self.steps[0](z)
+        return Chain(start, self.steps[1:]) if self.steps[1:] else start
+
+    def below(self) -> tuple[Callable[[Tensor], Distribution], Distribution]:
+        """Of a prior, z_2 -> p(z_1|z_2), and p(z_2, ..., z_T)."""
+        *steps, last = self.steps
+        return last, Chain(self.start, steps, downward=True) if steps else self.start
+
+    @torch.no_grad()
+    def draw(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """(samples, *batch, T, *event), without gradient."""
+        layers = [sample(self.start, samples, generator)]
+        for step in self.steps:
+            layers.append(sample(step(layers[-1]), 1, generator)[0])
+        return torch.stack(layers[::-1] if self.downward else layers, -1 - len(self.start.event_shape))
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """(*sample_shape, *batch, T, *event) from the default generator, without gradient."""
+        shape = torch.Size(sample_shape)
+        return self.draw(shape.numel()).reshape(*shape, *self.batch_shape, *self.event_shape)
+
+    def pairs(self, z: Tensor) -> Iterator[tuple[Distribution, Tensor]]:
+        """The distribution of each layer given the one before, and the layer, for z (S, *batch, T, *event)."""
+        layers = z.unbind(-len(self.event_shape))
+        given = self.start
+        for step, layer in zip([*self.steps, None], layers[::-1] if self.downward else layers, strict=True):
+            yield given, layer
+            given = step(layer) if step is not None else given
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The sum over the layers, in nats; of relaxed layers the linear extension, as of one layer."""
+        return torch.stack([log_prob(given, layer) for given, layer in self.pairs(value)]).sum(0)
 
 
 class NearestCode(Distribution):

@@ -28,7 +28,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategoric
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
-from vi_lab.distributions import NearestCode, base, gaussian, kl_or_estimate, log_prob, perplexity, sample
+from vi_lab.distributions import NearestCode, base, first, gaussian, kl_or_estimate, log_prob, perplexity, sample
 from vi_lab.latents import Latent
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
@@ -83,7 +83,8 @@ class Evaluation:
 
     metrics: dict[str, float]
     """negative_elbo, reconstruction, kl: E_q[-log p(x|z)] by K samples, the KL exact.
-    nll: the importance-sampled -log p(x) (see `importance_weighted`); bits_per_dimension: nll / (pixels log 2).
+    nll: the importance-sampled -log p(x) (see `importance_weighted`); bits_per_dimension: nll / (pixels log 2), or
+    negative_elbo / (pixels log 2) where the posterior is certain and there is no nll.
     effective_samples: (sum w)^2 / sum w^2, mean over images: close to 1, the nll is still far above the truth.
     active_units, code_perplexity, codes_used: see `units`.
     mutual_information, marginal_kl: see `mutual_information`; only where the posterior is one of `exponential_family`.
@@ -208,6 +209,11 @@ def evaluate(
     return Evaluation(metrics, rows, per_image, done, samples, interrupted, notes)
 
 
+def prior_of(model: Any) -> Distribution:
+    """The model's p(z), batch shape (): its own, or its latent's where it has none."""
+    return model.prior() if hasattr(model, "prior") else model.latent.prior()
+
+
 @contextmanager
 def _still(model: Model) -> Iterator[int]:
     """The model in evaluation mode and torch on one thread; gives the number of threads that there were."""
@@ -241,14 +247,14 @@ def _relaxed_loss(
     """The objective as the estimator sees it, (B,), on the CPU. Estimators draw from the global generator."""
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         seed_noise(x.device, *seeds)
-        q, p = model.posterior(x.to(dtype)), model.latent.prior()
-        return objective(q, p, model.nats(x), estimator, x).loss.cpu()
+        q, p = model.posterior(x.to(dtype)), prior_of(model)
+        return objective(q, p, model.nats(x), estimator, x, getattr(model, "deeper", ())).loss.cpu()
 
 
 @torch.no_grad()  # in each thread anew
 def _block(model: Model, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
     """All that is wanted of a few images x (B, *shape)."""
-    q, p, nats = model.posterior(x.to(dtype)), model.latent.prior(), model.nats(x)
+    q, p, nats = model.posterior(x.to(dtype)), prior_of(model), model.nats(x)
     z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
     kl = _double(kl_or_estimate(q, p, z[None]))
     empty = kl.new_zeros(len(kl), 0)
@@ -279,7 +285,7 @@ def importance_weighted(
     Returns:
         one z (B, *event); (B,) each in float64: E_q[-log p(x|z)], log p(x), and (sum w)^2 / sum w^2.
     """
-    device, images = q.mean.device, len(q.mean)
+    device, images = first(q).mean.device, q.batch_shape[0]
     generator = torch.Generator(device).manual_seed(fold(*seeds))
     most = max(1, _rows(device) // images)
     chunk = -(-samples // -(-samples // most))  # of equal size, as far as possible
@@ -345,14 +351,16 @@ def mutual_information(statistic: Tensor, natural: Tensor, log_normalizer: Tenso
     images = len(statistic)
     chunk = max(1, DENSITIES // images)
     terms = []
-    for first, part in zip(range(0, images, chunk), statistic.split(chunk), strict=True):
+    for start, part in zip(range(0, images, chunk), statistic.split(chunk), strict=True):
         log_q = part @ natural.T - log_normalizer  # (chunk, N): z_i under q(z|x_j)
-        terms.append(log_q.diagonal(first) - log_q.logsumexp(1) + math.log(images))
+        terms.append(log_q.diagonal(start) - log_q.logsumexp(1) + math.log(images))
     return torch.cat(terms)
 
 
 def unit_means(q: Distribution) -> Tensor:
-    """E_q[z] by variable, with a discrete z as one-hot: (B, L, C) class probabilities, or (B, D, 1) means."""
+    """E_q[z] by variable, with a discrete z as one-hot: (B, L, C) class probabilities, or (B, D, 1) means. Of several
+    stochastic layers those of the first, whose posterior alone is known in closed form."""
+    q = first(q)
     b = base(q)
     if isinstance(b, OneHotCategorical):
         return b.probs.reshape(len(b.probs), -1, b.probs.shape[-1])
@@ -375,6 +383,8 @@ def _per_image(whole: _Block, pixels: int, certain: bool) -> dict[str, Tensor]:
         nll = -whole.log_evidence
         values |= {"nll": nll, "bits_per_dimension": nll / (pixels * math.log(2))}
         values["effective_samples"] = whole.effective_samples
+    else:
+        values["bits_per_dimension"] = values["negative_elbo"] / (pixels * math.log(2))
     if not whole.statistic.shape[1]:
         return values
     information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
@@ -422,7 +432,7 @@ def _notes(model: Model, binary: bool, certain: bool, information: bool) -> list
     if certain:
         notes.append(
             "the posterior is certain: importance sampling gives the negative ELBO back, whatever K, so no nll is "
-            "reported, and one sample is enough"
+            "reported, one sample is enough, and the bits per dimension are those of the negative ELBO, a bound"
         )
     if not information:
         notes.append(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
-from vi_lab.distributions import NearestCode, UniformCodes, one_hot_categorical
+from vi_lab.distributions import Chain, NearestCode, UniformCodes, one_hot_categorical
+from vi_lab.networks import MLPEncoder
 
 
 class Latent(nn.Module, ABC):
@@ -29,6 +32,8 @@ class Latent(nn.Module, ABC):
     """Of one sample z."""
     feature_size: int
     """What the encoder has to give per image."""
+    layers: int = 1
+    """Stochastic ones: q(z_1|x) q(z_2|z_1) ..., where the decoder sees z_1."""
 
     @abstractmethod
     def posterior(self, features: Tensor) -> Distribution:
@@ -47,6 +52,10 @@ class Latent(nn.Module, ABC):
         """Number of inputs of the decoder."""
         return math.prod(self.event_shape)
 
+    def inputs(self, z: Tensor) -> Tensor:
+        """What the decoder sees of z (S, B, *event): (S, B, *) of `size` numbers each."""
+        return z
+
     def extra_repr(self) -> str:
         """Shown by `repr`: the shape of a sample."""
         return f"event_shape={self.event_shape}"
@@ -62,56 +71,140 @@ def _positive(**values: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-class Categorical(Latent):
-    """`variables` independent one-hot variables of `classes` classes; uniform prior. Event (L, C)."""
+class Discrete(Latent):
+    """Discrete variables of one shape, in one stochastic layer or several.
+
+    With T layers: p(x|z_1) p(z_1|z_2) ... p(z_T-1|z_T) p(z_T) and q(z_1|x) q(z_2|z_1) ... q(z_T|z_T-1). Where the
+    variables are binary, that is a sigmoid belief network (Neal 1992; Mnih and Gregor 2014, arXiv 1402.0030). Between
+    two layers is one network each way.
+
+    Args:
+        shape: of a sample of one layer.
+        features: logits of a layer.
+        layers: T.
+        hidden: sizes of the hidden layers of the networks between two stochastic layers; none: linear.
+        activation: between them.
+    """
 
     prior_logits: Tensor
 
-    def __init__(self, variables: int = 30, classes: int = 10) -> None:
+    def __init__(self, shape: tuple[int, ...], layers: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
-        _positive(variables=variables, classes=classes)
-        self.event_shape = (variables, classes)
-        self.feature_size = variables * classes
-        self.register_buffer("prior_logits", torch.zeros(variables, classes), persistent=False)
+        _positive(layers=layers)
+        self.layers, self.layer_shape = layers, shape
+        self.event_shape = shape if layers == 1 else (layers, *shape)
+        self.feature_size = math.prod(shape)
+        self.register_buffer("prior_logits", torch.zeros(shape), persistent=False)
+        networks = [MLPEncoder(shape, self.feature_size, hidden, activation) for _ in range(2 * layers - 2)]
+        self.upward, self.downward = nn.ModuleList(networks[: layers - 1]), nn.ModuleList(networks[layers - 1 :])
+
+    @abstractmethod
+    def variables(self, logits: Tensor) -> Distribution:
+        """Independent variables with these logits, (*, *layer_shape)."""
+
+    def values(self, z: Tensor) -> Tensor:
+        """What networks see of a layer, in its shape."""
+        return z
+
+    def inputs(self, z: Tensor) -> Tensor:
+        """The values of z_1: of all layers, (S, B, *event), or of z_1 alone, (S, B, *layer_shape)."""
+        layered = self.layers > 1 and z.ndim - 2 == len(self.event_shape)
+        return self.values(z.select(2, 0) if layered else z)
+
+    @property
+    def size(self) -> int:
+        """Number of inputs of the decoder, which sees z_1."""
+        return self.feature_size
+
+    def given(self, network: nn.Module, z: Tensor) -> Distribution:
+        """The distribution of a layer given its neighbor z (*, *layer_shape)."""
+        batch = z.shape[: z.ndim - len(self.layer_shape)]
+        seen = self.values(z).reshape(-1, *self.layer_shape)
+        return self.variables(network(seen).reshape(*batch, *self.layer_shape))
 
     def posterior(self, features: Tensor) -> Distribution:
-        """(B, L * C) logits, those of a variable side by side -> event (L, C)."""
-        logits = features.unflatten(-1, self.event_shape)  # (B, L*C) -> (B, L, C)
+        """(B, feature_size) logits of z_1, those of a variable side by side; of several layers a `Chain`."""
+        start = self.variables(features.unflatten(-1, self.layer_shape))
+        return Chain(start, [partial(self.given, n) for n in self.upward]) if self.layers > 1 else start
+
+    def prior(self, top: Distribution | None = None) -> Distribution:
+        """Every state of the top layer alike.
+
+        Args:
+            top: another p(z_T), batch shape ().
+        """
+        top = self.variables(self.prior_logits) if top is None else top
+        steps = [partial(self.given, network) for network in reversed(self.downward)]
+        return Chain(top, steps, downward=True) if steps else top
+
+    def describe(self) -> str:
+        """As "3 layers of 200 binary variables"."""
+        return f"{self.layers} layers of {self.describe_layer()}" if self.layers > 1 else self.describe_layer()
+
+    @abstractmethod
+    def describe_layer(self) -> str:
+        """What a sample of one layer is, in words."""
+
+
+class Categorical(Discrete):
+    """`variables` independent one-hot variables of `classes` classes; uniform prior. Event (L, C), or (T, L, C)."""
+
+    def __init__(
+        self,
+        variables: int = 30,
+        classes: int = 10,
+        layers: int = 1,
+        hidden: Sequence[int] = (),
+        activation: str = "tanh",
+    ) -> None:
+        _positive(variables=variables, classes=classes)
+        super().__init__((variables, classes), layers, hidden, activation)
+
+    def variables(self, logits: Tensor) -> Distribution:
+        """(*, L, C) -> event (L, C)."""
         return Independent(one_hot_categorical(logits), 1, validate_args=False)
 
-    def prior(self) -> Distribution:
-        """Every class alike."""
-        return Independent(one_hot_categorical(self.prior_logits), 1, validate_args=False)
-
-    def describe(self) -> str:
+    def describe_layer(self) -> str:
         """As "30 variables of 10 classes"."""
-        return f"{self.event_shape[0]} variables of {self.event_shape[1]} classes"
+        return f"{self.layer_shape[0]} variables of {self.layer_shape[1]} classes"
 
 
-class Bernoulli(Latent):
-    """`variables` independent binary variables; prior Bernoulli(1/2). Event (L,), values 0 and 1."""
+VALUES = ("bits", "signs")
+"""What the networks see of a binary variable: 0 and 1, or -1 and 1."""
 
-    prior_logits: Tensor
 
-    def __init__(self, variables: int = 200) -> None:
-        super().__init__()
+class Bernoulli(Discrete):
+    """`variables` independent binary variables; prior Bernoulli(1/2). Event (L,), or (T, L); samples are 0 and 1.
+
+    Args:
+        values: "signs": decoder and networks between layers see 2z - 1, which is -1 and 1; samples stay 0 and 1.
+    """
+
+    def __init__(
+        self,
+        variables: int = 200,
+        layers: int = 1,
+        hidden: Sequence[int] = (),
+        activation: str = "tanh",
+        values: str = "bits",
+    ) -> None:
         _positive(variables=variables)
-        self.event_shape = (variables,)
-        self.feature_size = variables
-        self.register_buffer("prior_logits", torch.zeros(variables), persistent=False)
+        if values not in VALUES:
+            raise ValueError(f"values must be one of {', '.join(VALUES)}; got {values!r}")
+        super().__init__((variables,), layers, hidden, activation)
+        self.signs = values == "signs"
 
-    def posterior(self, features: Tensor) -> Distribution:
-        """(B, L) logits -> event (L,)."""
-        return Independent(distributions.Bernoulli(logits=features, validate_args=False), 1, validate_args=False)
+    def variables(self, logits: Tensor) -> Distribution:
+        """(*, L) -> event (L,)."""
+        return Independent(distributions.Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
-    def prior(self) -> Distribution:
-        """Probability 1/2."""
-        q = distributions.Bernoulli(logits=self.prior_logits, validate_args=False)
-        return Independent(q, 1, validate_args=False)
+    def values(self, z: Tensor) -> Tensor:
+        """z, or 2z - 1."""
+        return 2 * z - 1 if self.signs else z
 
-    def describe(self) -> str:
+    def describe_layer(self) -> str:
         """As "200 binary variables"."""
-        return f"{self.event_shape[0]} binary variables"
+        return f"{self.layer_shape[0]} binary variables"
 
 
 class Gaussian(Latent):

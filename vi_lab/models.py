@@ -6,7 +6,7 @@ A family says which latents belong to it and what it logs besides; the estimator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -16,11 +16,12 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
-from vi_lab.distributions import base, nearest_code, one_hot, perplexity
+from vi_lab.distributions import base, first, log_prob, nearest_code, one_hot, perplexity
 from vi_lab.estimators.base import Cost, GradientEstimator
-from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
+from vi_lab.latents import VQ, Bernoulli, Categorical, Discrete, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
 from vi_lab.objectives import ELBO, Terms
+from vi_lab.priors import Fixed, Prior
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
 
 SCHEDULER_KEYS = {"scheduler", "interval", "frequency", "monitor"}
@@ -80,11 +81,14 @@ class VAE(lightning.LightningModule):
         lr_scheduler: None: the learning rate stays. Otherwise a mapping with "scheduler", optimizer -> torch scheduler,
             and, as Lightning has them, "interval" ("epoch", the default, or "step"), "frequency" (every so many of
             them), and "monitor" (the metric that a `ReduceLROnPlateau` watches, such as "val/loss").
+        p_z: what gives the prior p(z); None: the latent's own.
+        deeper: of several stochastic layers, the estimators of all but the first.
 
     Raises:
         TypeError: the latent is one of ours, and none of the family's. One of your own shows what it suits when it is
             used.
-        ValueError: estimator and objective do not fit, or the scheduler's mapping has other keys.
+        ValueError: estimator and objective do not fit, or the scheduler's mapping has other keys, or the latent has
+            another number of layers than there are estimators.
     """
 
     latents: ClassVar[tuple[type[Latent], ...]] = (Latent,)
@@ -100,8 +104,12 @@ class VAE(lightning.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         seed: int = 0,
         lr_scheduler: Mapping[str, Any] | None = None,
+        p_z: Prior | None = None,
+        deeper: Sequence[GradientEstimator] = (),
     ) -> None:
         super().__init__()
+        if len(deeper) != latent.layers - 1:
+            raise ValueError(f"{latent.layers} stochastic layers need as many estimators, got {1 + len(deeper)}")
         if isinstance(latent, (Categorical, Bernoulli, Gaussian, VQ)) and not isinstance(latent, self.latents):
             names = " or ".join(kind.__name__ for kind in self.latents)
             raise TypeError(f"{type(self).__name__} needs a {names} latent, got {type(latent).__name__}")
@@ -109,6 +117,7 @@ class VAE(lightning.LightningModule):
             raise ValueError(f"{type(estimator).__name__} needs objective.kl={estimator.kl}, got {objective.kl}")
         self.latent, self.encoder, self.decoder = latent, encoder, decoder
         self.likelihood, self.objective, self.estimator = likelihood, objective, estimator
+        self.p_z, self.deeper = p_z or Fixed(latent, ()), nn.ModuleList(deeper)
         if lr_scheduler is not None and not {"scheduler"} <= set(lr_scheduler) <= SCHEDULER_KEYS:
             raise ValueError(
                 f"lr_scheduler needs scheduler and may have {', '.join(sorted(SCHEDULER_KEYS - {'scheduler'}))}; "
@@ -124,10 +133,15 @@ class VAE(lightning.LightningModule):
         """q(z|x), batch shape (B,)."""
         return self.latent(self.encoder(x))
 
+    def prior(self) -> Distribution:
+        """p(z), batch shape ()."""
+        return self.p_z(self.latent, self.posterior)
+
     def decode(self, z: Tensor) -> Tensor:
         """z (S, B, *event) -> decoder output (S, B, *shape), in one call for all samples. At least float32, so that
-        784 pixels sum to nats without rounding."""
-        flat = z.flatten(2).flatten(0, 1).to(next(self.decoder.parameters()).dtype)
+        784 pixels sum to nats without rounding. Of several stochastic layers it sees the first, which may come alone:
+        (S, B, *layer)."""
+        flat = self.latent.inputs(z).flatten(2).flatten(0, 1).to(next(self.decoder.parameters()).dtype)
         output = self.decoder(flat)  # (S*B, size) -> (S*B, *shape)
         return output.to(torch.promote_types(output.dtype, torch.float32)).unflatten(0, z.shape[:2])
 
@@ -138,7 +152,7 @@ class VAE(lightning.LightningModule):
     @torch.no_grad()
     def sample(self, images: int) -> Tensor:
         """Means of p(x|z) for z from the prior: (images, *shape)."""
-        z = self.latent.prior().sample((1, images))
+        z = self.prior().sample((1, images))
         return self.likelihood.mean(self.decode(z))[0]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -187,7 +201,7 @@ class VAE(lightning.LightningModule):
             () the mean loss plus control loss, to differentiate; and what is logged of it, 0-d, without gradient.
         """
         q, nats = self.posterior(x), self.nats(x)
-        terms = self.objective(q, self.latent.prior(), nats, self.estimator, x)
+        terms = self.objective(q, self.prior(), nats, self.estimator, x, self.deeper)
         loss = terms.loss.mean()
         with torch.no_grad():
             # The estimators that do not relax have evaluated the loss at samples of the true q already.
@@ -215,7 +229,7 @@ class VAE(lightning.LightningModule):
         """The unrelaxed loss on a split, with the same noise at each evaluation and for every estimator."""
         x, _ = batch
         seed_noise(self.device, self.seed, EVALUATION, batch_idx, self.global_rank)
-        terms = self.objective.unrelaxed(self.posterior(x), self.latent.prior(), self.nats(x))
+        terms = self.objective.unrelaxed(self.posterior(x), self.prior(), self.nats(x))
         means = self.evaluation_means.setdefault(split, Means())
         means.names = [f"{split}/{name}" for name in ("loss", "reconstruction", "kl")]
         means.add(torch.stack([terms.loss.mean(), terms.reconstruction.mean(), terms.kl.mean()]), len(x))
@@ -261,15 +275,20 @@ class DiscreteVAE(VAE):
     latents: ClassVar[tuple[type[Latent], ...]] = (Categorical, Bernoulli)
 
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
-        """exp of the mean entropy of a variable, over images too: from 1 to the number of classes."""
-        variables, *classes = self.latent.event_shape
-        if type(self.latent) not in (Categorical, Bernoulli):  # another prior, perhaps
+        """exp of the mean entropy of a variable, over images too: from 1 to the number of classes. Of several
+        stochastic layers that of the first."""
+        if type(self.latent) not in (Categorical, Bernoulli):  # another posterior, perhaps
             with suppress(NotImplementedError):  # nor has every posterior an entropy
-                return {"posterior_perplexity": (q.entropy().mean() / variables).exp()}
+                return {"posterior_perplexity": (q.entropy().mean() / self.latent.event_shape[0]).exp()}
             return {}
-        # the prior is uniform: entropy = log(states) - KL, for nothing
-        states = classes[0] if classes else 2
-        return {"posterior_perplexity": states * (-terms.kl.mean() / variables).exp()}
+        assert isinstance(self.latent, Discrete)
+        variables, *classes = self.latent.layer_shape
+        if self.latent.layers == 1 and isinstance(self.p_z, Fixed):
+            # the prior is uniform: entropy = log(states) - KL, for nothing
+            states = classes[0] if classes else 2
+            return {"posterior_perplexity": states * (-terms.kl.mean() / variables).exp()}
+        q = first(q)
+        return {"posterior_perplexity": (-log_prob(q, q.mean).mean() / variables).exp()}
 
 
 class GumbelSoftmaxVAE(DiscreteVAE):

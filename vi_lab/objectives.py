@@ -5,14 +5,15 @@ The negative ELBO (Kingma and Welling 2014): E_q[-log p(x|z)] + beta * KL(q(z|x)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vi_lab.distributions import detach, kl_divergence, kl_or_estimate, log_prob, sample
-from vi_lab.estimators.base import Cost, GradientEstimator, RelaxedDensities, check_posterior, checked
+from vi_lab.distributions import Chain, detach, kl_divergence, kl_or_estimate, log_prob, sample
+from vi_lab.estimators.base import Cost, Estimate, GradientEstimator, RelaxedDensities, check_posterior, checked
 from vi_lab.estimators.surrogates import differentiable
 
 
@@ -33,7 +34,8 @@ class ELBO(nn.Module):
     """Negative (beta-)ELBO.
 
     Args:
-        kl: "analytic", so that the estimator sees the reconstruction alone; or "monte_carlo", where its cost is
+        kl: "analytic", so that the estimator sees the reconstruction alone, where a closed form is known; otherwise, as
+            with a mixture for a prior, it is as "monte_carlo", where its cost is
             reconstruction + beta * (log q(z|x) - log p(z)) at its samples. Same expectation, other variance. With
             relaxed samples the Monte Carlo form uses the linear extension of log q and is no bound.
             "path" is "monte_carlo" with the parameters of log q(z|x) detached, so that q learns through z alone
@@ -57,8 +59,14 @@ class ELBO(nn.Module):
         nats: Cost,
         estimator: GradientEstimator,
         context: Tensor | None = None,
+        deeper: Sequence[GradientEstimator] = (),
     ) -> Terms:
         """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+
+        Args:
+            q, p: posterior with batch shape (B,), and prior.
+            estimator: of several stochastic layers, that of the first; `deeper`: those of the others.
+            context: (B, ...) what x is, for the estimator.
 
         Raises:
             ValueError: the estimator is made for another beta.
@@ -66,24 +74,89 @@ class ELBO(nn.Module):
         beta = getattr(estimator, "beta", self.beta)  # `DoublyReparameterized` has one, which its factor depends on
         if self.kl == "path" and beta != self.beta:
             raise ValueError(f"{type(estimator).__name__}(beta={beta}) needs objective.beta={beta}, got {self.beta}")
-        if self.kl == "analytic":
-            kl = kl_divergence(q, p)
-            estimate = estimator(q, nats, context)
-            loss = estimate.loss + self.beta * kl
-            reconstruction = estimate.cost.mean(0)
-        else:
-            log_q_of = detach(q) if self.kl == "path" else q
-
-            def cost(z: Tensor) -> Tensor:
-                return nats(z) + self.beta * (log_prob(log_q_of, z) - log_prob(p, z))
-
-            kl = kl_or_estimate(q, p)
-            estimate = estimator(q, cost, context)
-            loss = estimate.loss
-            reconstruction = estimate.cost.mean(0) - self.beta * kl  # unbiased, and the parts add up
-        kl = kl.detach()
+        closed = self.closed_form(q, p)
+        kl = kl_or_estimate(q, p) if closed is None else closed.detach()
+        estimate = self.bound(q, p, closed, nats, (estimator, *deeper), context)
+        reconstruction = estimate.cost.mean(0)
+        if closed is None:
+            reconstruction = reconstruction - self.beta * kl  # unbiased, and the parts add up
         at_samples = reconstruction + self.beta * kl
-        return Terms(loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)
+        return Terms(estimate.loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)
+
+    def closed_form(self, q: Distribution, p: Distribution) -> Tensor | None:
+        """KL(q || p), (B,), where it is wanted and known; None where it is to be sampled."""
+        if self.kl != "analytic" or isinstance(q, Chain):
+            return None
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:
+            return None
+
+    def bound(
+        self,
+        q: Distribution,
+        p: Distribution,
+        closed: Tensor | None,
+        nats: Cost,
+        estimators: Sequence[GradientEstimator],
+        context: Tensor | None,
+    ) -> Estimate:
+        """What the estimators make of the bound; its `cost` lacks what is known in closed form.
+
+        Args:
+            closed: of `closed_form`.
+        """
+        estimator, *deeper = estimators
+        if closed is not None:
+            estimate = estimator(q, nats, context)
+            return estimate._replace(loss=estimate.loss + self.beta * closed)
+        if isinstance(q, Chain) and isinstance(p, Chain) and not estimator.multi_sample:
+            return self.layered(q, p, nats, estimator, deeper, context)
+        log_q_of = detach(q) if self.kl == "path" else q
+        return estimator(q, lambda z: nats(z) + self.beta * (log_prob(log_q_of, z) - log_prob(p, z)), context)
+
+    def layered(
+        self,
+        q: Chain,
+        p: Chain,
+        nats: Cost,
+        estimator: GradientEstimator,
+        deeper: Sequence[GradientEstimator],
+        context: Tensor | None,
+    ) -> Estimate:
+        """The bound of several stochastic layers, by an estimator for each.
+
+        The cost of a layer is all that comes downstream of it (Mnih and Gregor 2014, arXiv 1402.0030): with F_t, the
+        bound of the layers from t on,
+
+            F_t(z_t-1) = E_q(z_t|z_t-1)[ -log p(z_t-1|z_t) + log q(z_t|z_t-1) + F_t+1(z_t) ],   p(z_0|z_1) = p(x|z_1),
+
+        and F_t+1 at a sample is what the estimator of the next layer returns: its value, and its gradient, which flows
+        on into z_t where that is differentiable. An unbiased estimator stays so where the cost is known up to noise of
+        mean zero. If `kl` is "analytic", the entropy of each layer and the KL of the top one are in closed form. Of S
+        samples per layer there are S^t of layer t. Multi-sample bounds are those of all layers jointly, see `bound`.
+        """
+        head, (given, p_above) = q.start, p.below()
+        controls: list[Tensor] = []
+
+        def cost(z: Tensor) -> Tensor:  # (S, B, *layer) -> (S, B)
+            flat = z.flatten(0, 1)
+            above = q.above(flat)  # batch (S * B,)
+
+            def below(z_above: Tensor) -> Tensor:  # (S, S * B, *layer) -> (S, S * B)
+                return -self.beta * log_prob(given(z_above), flat)
+
+            rest = self.bound(above, p_above, self.closed_form(above, p_above), below, deeper, flat)
+            controls.append(rest.control_loss)
+            total = nats(z) + rest.loss.unflatten(0, z.shape[:2])
+            return total if self.kl == "analytic" else total + self.beta * log_prob(head, z)
+
+        estimate = estimator(head, cost, context)
+        estimate = estimate._replace(control_loss=estimate.control_loss + torch.stack(controls).mean())
+        if self.kl != "analytic":
+            return estimate
+        negative_entropy = self.beta * log_prob(head, head.mean)  # log q is linear in z
+        return estimate._replace(loss=estimate.loss + negative_entropy, cost=estimate.cost + negative_entropy.detach())
 
     @torch.no_grad()
     def unrelaxed(self, q: Distribution, p: Distribution, nats: Cost, samples: int = 1) -> Terms:
@@ -121,8 +194,14 @@ class RelaxedELBO(ELBO):
         nats: Cost,
         estimator: GradientEstimator,
         context: Tensor | None = None,
+        deeper: Sequence[GradientEstimator] = (),
     ) -> Terms:
         """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+
+        Args:
+            q, p: posterior with batch shape (B,), and prior.
+            estimator: of several stochastic layers, that of the first; `deeper`: those of the others.
+            context: (B, ...) what x is, for the estimator.
 
         Raises:
             TypeError: the estimator has no relaxed densities.

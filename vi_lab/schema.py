@@ -192,6 +192,12 @@ KEYS: dict[str, Key] = {
     "latent.variables": Key(WIDTH, SHOWN),
     "latent.classes": Key(_whole(2, 10**5), SHOWN),
     "latent.dim": Key(WIDTH, SHOWN),
+    "latent.layers": Key(_whole(1, 10), SHOWN),
+    "latent.hidden": Key(SIZES, SHOWN),
+    "latent.activation": Key(ACTIVATION, SHOWN),
+    "latent.values": Key(_one_of("bits", "signs"), SHOWN),
+    "prior.components": Key(WIDTH, SHOWN),
+    "prior.size": Key(WIDTH, SHOWN),
     "network.*.hidden": Key(SIZES, SHOWN),
     "network.*.channels": Key(SIZES, SHOWN),
     "network.*.activation": Key(ACTIVATION, SHOWN),
@@ -436,6 +442,16 @@ SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")
 """The shipped data sets."""
 
 
+_DISCRETE = ("categorical", "bernoulli", "vq")
+PRIORS = {
+    "Factorized": _DISCRETE,
+    "Autoregressive": _DISCRETE,
+    "Mixture": ("gaussian",),
+    "VampPrior": ("gaussian",),
+}
+"""The shipped priors that do not go with every latent, and the latents that they go with."""
+
+
 WATCHABLE = tuple(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "reconstruction", "kl"))
 """The metrics that Lightning's callbacks are given."""
 
@@ -489,9 +505,22 @@ def check_parts(values: dict) -> None:
             f"estimator {values['name']} does not work with a {kind} latent; leave latent= out or use "
             + " or ".join(f"latent={name}" for name in accepted)
         )
+    prior = values["prior"]["_target_"].rpartition(".")[2] if values["prior"]["_target_"].startswith("vi_lab.") else ""
+    if kind is not None and kind not in PRIORS.get(prior, (kind,)):
+        fitting = " or ".join(f"latent={name}" for name in PRIORS[prior])
+        raise UserError(f"prior {prior} does not work with a {kind} latent; leave prior= out or use {fitting}")
+    if latent.get("layers", 1) > 1:
+        for path, is_so in {
+            "audit.every_n_steps": values["audit"]["every_n_steps"] is not None,
+            "stack": values["stack"] is not None,
+        }.items():
+            if is_so:
+                raise UserError(f"{path}: knows models of one stochastic layer; got latent.layers={latent['layers']}")
     objective, schedule = (values.get(key, {}).get("_target_", "") for key in ("objective", "schedule"))
     if objective.endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
         raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")
+    if objective.endswith(".RelaxedELBO") and prior == "Autoregressive":
+        raise UserError("objective=relaxed needs a prior that can be relaxed: use prior=fixed or prior=factorized")
     if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
         raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
     plan = values.get("schedule", {})
@@ -501,7 +530,7 @@ def check_parts(values: dict) -> None:
     if start is not None and plan.get("end") == start:
         raise UserError(f"schedule.end={start}: the schedule cannot move from temperature={start}")
     if "max_states" in estimator and kind is not None:
-        states = latent.get("classes", 2) ** latent["variables"]
+        states = latent.get("classes", 2) ** (latent["variables"] * latent.get("layers", 1))
         if states > estimator["max_states"]:
             shown = f"{states:.3g}" if states < LARGEST else f"2^{states.bit_length() - 1} or more"
             raise UserError(

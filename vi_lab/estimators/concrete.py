@@ -15,10 +15,11 @@ model and stays. Departure: the paper fixes tau, here a schedule may anneal it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
-from vi_lab.distributions import base, log_relaxed_sample, relaxed_log_prob
+from vi_lab.distributions import Chain, base, log_relaxed_sample, relaxed_log_prob
 from vi_lab.estimators.base import Cost, RelaxedDensities, add_temperature
 from vi_lab.estimators.gumbel_softmax import GumbelSoftmax
 
@@ -39,8 +40,30 @@ class Concrete(GumbelSoftmax, RelaxedDensities):
         add_temperature(self, prior_temperature, "prior_temperature")
 
     def terms(self, q: Distribution, p: Distribution, cost: Cost) -> tuple[Tensor, Tensor]:
-        """The cost and log q_tau - log p_tau0 at relaxed samples: (S, B) each, with the gradient through them."""
-        tau = self.temperature
+        """The cost and log q_tau - log p_tau0 at relaxed samples: (S, B) each, with the gradient through them. Of
+        several stochastic layers each is relaxed, in the posterior and in the prior (their section 5)."""
+        tau, tau0 = self.temperature, self.prior_temperature
+        if isinstance(q, Chain) and isinstance(p, Chain):
+            return self._terms_of_layers(q, p, cost)
         y = log_relaxed_sample(q, tau, self.samples)  # (S, B, *event)
-        z = y.exp() if isinstance(base(q), OneHotCategorical) else y.sigmoid()
-        return cost(z), relaxed_log_prob(q, tau, y) - relaxed_log_prob(p, self.prior_temperature, y)
+        return cost(self._relaxed(q, y)), relaxed_log_prob(q, tau, y) - relaxed_log_prob(p, tau0, y)
+
+    @staticmethod
+    def _relaxed(q: Distribution, y: Tensor) -> Tensor:
+        """log z, or logit z, to z."""
+        return y.exp() if isinstance(base(q), OneHotCategorical) else y.sigmoid()
+
+    def _terms_of_layers(self, q: Chain, p: Chain, cost: Cost) -> tuple[Tensor, Tensor]:
+        """`terms` of z_1 and of the sum over the layers."""
+        tau, given, total, drawn = self.temperature, q.start, torch.zeros(()), []
+        for step in [*q.steps, None]:  # upward
+            y = log_relaxed_sample(given, tau, 1 if drawn else self.samples)
+            y = y[0] if drawn else y  # (S, B, *layer)
+            total = total + relaxed_log_prob(given, tau, y)
+            drawn.append((y, self._relaxed(given, y)))
+            given = step(drawn[-1][1]) if step else given
+        prior = p.start
+        for step, (y, z) in zip([*p.steps, None], drawn[::-1], strict=True):  # downward
+            total = total - relaxed_log_prob(prior, self.prior_temperature, y)
+            prior = step(z) if step else prior
+        return cost(drawn[0][1]), total

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vi_lab.data import BatchLoader, MNISTDataModule
+from vi_lab.distributions import first
 from vi_lab.evaluation import unit_means
 from vi_lab.figures import charts, grids
 from vi_lab.latents import VQ, Categorical, Gaussian, Latent
@@ -50,7 +51,8 @@ class Encoded(NamedTuple):
     labels: Tensor
     """(N,)"""
     means: Tensor
-    """(N, *event) posterior means: of discrete variables the probabilities, of vector quantization the codes."""
+    """(N, *event) posterior means: of discrete variables the probabilities, of vector quantization the codes; of
+    several stochastic layers those of the first."""
     states: Tensor | None
     """(N, L, K) posterior probabilities of the states of discrete variables; None for Gaussian ones."""
 
@@ -66,7 +68,7 @@ def encode(model: VAE, datamodule: MNISTDataModule, count: int) -> Encoded:
     batches = [x.to(model.device, dtype) for x, _ in loader]
     posteriors = [model.posterior(x) for x in batches]
     states = None if isinstance(model.latent, Gaussian) else torch.cat([unit_means(q) for q in posteriors])
-    return Encoded(torch.cat(batches), labels, torch.cat([q.mean for q in posteriors]), states)
+    return Encoded(torch.cat(batches), labels, torch.cat([first(q).mean for q in posteriors]), states)
 
 
 def information(states: Tensor) -> Tensor:
@@ -80,11 +82,11 @@ def information(states: Tensor) -> Tensor:
 
 
 def from_states(latent: Latent, index: Tensor) -> Tensor:
-    """Which state each discrete variable is in, (..., L) integers -> z (..., *event)."""
+    """Which state each discrete variable is in, (..., L) integers -> z (..., *event), of several layers the first."""
     if isinstance(latent, VQ):
         return latent.codebook[index]
     if isinstance(latent, Categorical):
-        return F.one_hot(index, latent.event_shape[1]).float()
+        return F.one_hot(index, latent.layer_shape[1]).float()
     return index.float()
 
 

@@ -22,7 +22,7 @@ from vi_lab.training.trainer import make_trainer
 REPEATED = ("seed", "name", "data")
 """Nodes in which jobs may differ and be alike in what is rehearsed."""
 
-PARTS = ("data", "latent", "network", "likelihood", "objective", "estimator", "model")
+PARTS = ("data", "latent", "prior", "network", "likelihood", "objective", "estimator", "model")
 
 
 def rehearse(configs: list[dict]) -> None:
@@ -101,7 +101,9 @@ def _check_memory(config: DictConfig, model: VAE) -> None:
         hook.remove()
     weights, estimator = sum(p.numel() for p in model.parameters()), config.estimator
     copies = 4 if "Adam" in config.optimizer._target_ else 2
-    states = estimator.get("max_states") and config.latent.get("classes", 2) ** config.latent.variables
+    states = estimator.get("max_states") and config.latent.get("classes", 2) ** (
+        config.latent.variables * model.latent.layers
+    )
     samples = states or estimator.get("samples", 1)  # of what sums over all states, they are the samples
     rows = samples * config.data.batch_size
     floats = copies * weights + rows * (width + (1 + estimator.get("inner_samples", 0)) * model.latent.size)
