@@ -321,7 +321,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
     except NotImplementedError as error:
         raise NotImplementedError(
             f"no KL(q || p) is known for ({names}): write one and register it, "
-            f"@torch.distributions.register_kl({names}), or take objective.kl=monte_carlo"
+            f"@torch.distributions.register_kl({names})"
         ) from error
     if kl.shape != q.batch_shape:
         raise ValueError(

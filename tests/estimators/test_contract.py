@@ -15,7 +15,7 @@ import yaml
 from hydra.utils import get_class
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
-from tests.estimators.toy import PHI, ROWS, THRESHOLD, make, make_config, posterior, problem, worst
+from tests.estimators.toy import PAIRS, PHI, ROWS, THRESHOLD, latents_of, make, make_config, posterior, problem, worst
 from tests.support import ESTIMATORS
 from vi_lab import distributions, estimators, noise
 from vi_lab.estimators import (
@@ -35,19 +35,10 @@ from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian
 from vi_lab.schema import CONFIG_DIR
 
 
-def latents(name: str) -> list[str]:
-    """Those that the family of its file names, read without composing."""
-    folder = CONFIG_DIR / "estimator"
-    defaults = yaml.safe_load((folder / f"{name}.yaml").read_text())["defaults"]
-    (family,) = [default["family"] for default in defaults if "family" in default]
-    return yaml.safe_load((folder / "family" / f"{family}.yaml").read_text())["compatible_latents"]
-
-
 def exact_for(name: str) -> str | None:
     return get_class(yaml.safe_load((CONFIG_DIR / "estimator" / f"{name}.yaml").read_text())["_target_"]).exact_for
 
 
-PAIRS = [(name, kind) for name in ESTIMATORS for kind in latents(name)]
 pairs = pytest.mark.parametrize(("name", "kind"), PAIRS)
 
 
@@ -66,7 +57,7 @@ def test_the_folder_holds_the_estimators_that_are_promised() -> None:
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_composed_config_names_the_latents_that_the_contract_goes_through(name: str) -> None:
-    assert make_config(name)["compatible_latents"] == latents(name)
+    assert make_config(name)["compatible_latents"] == latents_of(name)
 
 
 def test_every_public_class_is_exported() -> None:
@@ -417,7 +408,7 @@ def test_a_posterior_that_does_not_fit_is_refused(name: str) -> None:
             estimator(q, cost)
     with pytest.raises(TypeError, match=r"must be floating-point numbers, got torch\.int64"):
         estimator(posterior("bernoulli", torch.zeros(5, 3, dtype=torch.int64)), cost)
-    for kind in set(PHI).difference(latents(name)):
+    for kind in set(PHI).difference(latents_of(name)):
         if not estimator.unbiased or name not in ("reinforce", "reinforce_moving_average", "rloo", "nvil", "vimco"):
             with pytest.raises(TypeError, match=f"needs .* posterior .*got {FAMILIES[kind]}"):
                 estimator(posterior(kind, PHI[kind][None]), cost, torch.zeros(1, 2))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tests.estimators.test_contract import PAIRS
-from tests.estimators.toy import THRESHOLD, make, posterior, problem, worst
+from tests.estimators.toy import PAIRS, THRESHOLD, make, posterior, problem, worst
 from vi_lab.distributions import Chain, enumerate_support
 from vi_lab.estimators import RLOO, Concrete, Exact, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound

@@ -16,15 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, OneHotCategorical
 
-from tests.support import composed
+from tests.support import ESTIMATORS, composed
 from vi_lab import latents
 from vi_lab.build import build_estimator
 from vi_lab.distributions import NearestCode, detach, enumerate_support, log_prob
 from vi_lab.estimators import Cost, GradientEstimator
 from vi_lab.estimators.surrogates import importance_weighted_bound
+from vi_lab.schema import CONFIG_DIR
 
 
 def make_config(name: str, *overrides: str) -> dict:
@@ -38,6 +40,17 @@ def make(name: str, *overrides: str) -> GradientEstimator:
         return make(name, *overrides, "samples=2")
     return estimator
 
+
+def latents_of(name: str) -> list[str]:
+    """Those that the family of its file names, read without composing."""
+    folder = CONFIG_DIR / "estimator"
+    defaults = yaml.safe_load((folder / f"{name}.yaml").read_text())["defaults"]
+    (family,) = [default["family"] for default in defaults if "family" in default]
+    return yaml.safe_load((folder / "family" / f"{family}.yaml").read_text())["compatible_latents"]
+
+
+PAIRS = [(name, kind) for name in ESTIMATORS for kind in latents_of(name)]
+"""Every estimator with every latent of its family."""
 
 FAMILY_ERROR = 1e-3
 COORDINATES = 10_000

@@ -188,3 +188,19 @@ def test_nohup() -> None:
             assert stop.requested is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+LEARNED = {
+    "layers": ["estimator=nvil", "latent=bernoulli", "latent.layers=3", "latent.variables=5", "prior=factorized"],
+    "prior": ["estimator=vq", "prior=autoregressive", "prior.size=8"],
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_layers_and_priors_resume_to_the_last_bit(
+    tmp_path: Path, whole: Whole, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*LEARNED[name], "checkpoint.every_n_steps=4", "trainer.max_epochs=1"]
+    crashed(tmp_path, *overrides, at=6, monkeypatch=monkeypatch)
+    resume_run(tmp_path, [])
+    assert unequal(whole(*overrides), tmp_path) == []

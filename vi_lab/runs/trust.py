@@ -27,7 +27,7 @@ from vi_lab.runs.files import LEFTOVER, LOG
 from vi_lab.schema import CONFIG_DIR, MAY_BE_EMPTY, check_parts, check_range, leaves
 
 TRUSTED = re.compile(
-    r"vi_lab\.(estimators\.\w+|latents|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
+    r"vi_lab\.(estimators\.\w+|latents|priors|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
     r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|vi_lab\.training\.loggers\.CSVLogger|lightning\.pytorch\.loggers\.(TensorBoard|Wandb|MLFlow)Logger"
     r"|aim\.pytorch_lightning\.AimLogger"
@@ -122,11 +122,15 @@ def _shipped_train() -> tuple[dict, set[str]]:
     return {name: node for name, node in shipped.items() if name not in ("defaults", "hydra")}, groups
 
 
+LATER: dict[str, Any] = {"prior": {"_target_": "vi_lab.priors.Fixed"}}
+"""What a config lacks that an earlier version has written, with values under which all is as it was."""
+
+
 def check_stored(values: Any, where: str, made_by: str) -> None:
     """Refuse the config of a run folder unless this version of vi_lab would have written it. Needs no Hydra.
 
     Args:
-        values: the file's content as plain Python.
+        values: the file's content as plain Python; what is in `LATER` is filled in.
         where: the file, for the message.
         made_by: the version of vi_lab that wrote it, for the message.
 
@@ -134,6 +138,9 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
         UserError: not a training run's, of another version, or naming what is not run.
     """
     nodes, groups = _shipped_train()
+    if isinstance(values, dict):
+        for name, default in LATER.items():
+            values.setdefault(name, default)
     empty = {name: None for name in MAY_BE_EMPTY if isinstance(values, dict) and values.get(name) is None}
     dicts = groups | (set(MAY_BE_EMPTY) - set(empty))
     if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in dicts):
