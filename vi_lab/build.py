@@ -45,16 +45,20 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     """The data module and the model that a config describes, with the weights of its seed."""
     import torch
 
+    from vi_lab.networks import Centered
+    from vi_lab.objectives import ELBO
     from vi_lab.seeding import INIT, fold
 
     datamodule = instantiate(config.data)
     torch.manual_seed(fold(config.seed, INIT))
     latent = instantiate(config.latent)
     shape = datamodule.shape
+    encoder = instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size)
+    rates = {part: own for part, node in plain(config.optimizer_groups).items() if (own := _given(node))}
     model = instantiate(
         config.model,
         latent=latent,
-        encoder=instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size),
+        encoder=Centered(encoder, shape) if config.network.center else encoder,
         decoder=instantiate(config.network.decoder, shape=shape, latent_size=latent.size),
         likelihood=instantiate(config.likelihood),
         objective=instantiate(config.objective),
@@ -62,9 +66,22 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         optimizer=instantiate(config.optimizer),
         lr_scheduler=_lr_scheduler(config.lr_scheduler),
         seed=config.seed,
+        **({"optimizer_groups": rates} if rates else {}),  # a model of one's own may not know them
     )
     model.estimator.materialize(latent(torch.zeros(1, latent.feature_size)), torch.zeros(1, *shape))
+    if config.beta_schedule._target_:
+        if not isinstance(model.objective, ELBO):
+            raise UserError(f"beta_schedule: {type(model.objective).__name__} has no beta that a schedule could write")
+        model.objective.schedule_beta()
+    try:
+        model.parameter_groups()
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
     return datamodule, model
+
+
+def _given(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if value is not None}
 
 
 def _lr_scheduler(node: DictConfig) -> dict[str, Any] | None:

@@ -38,8 +38,12 @@ class ELBO(nn.Module):
             relaxed samples the Monte Carlo form uses the linear extension of log q and is no bound.
             "path" is "monte_carlo" with the parameters of log q(z|x) detached, so that q learns through z alone
             (Roeder et al. 2017, arXiv 1703.09194): for pathwise estimators only; what is left out has mean zero.
-        beta: weight of the KL; 1 is the ELBO, others the beta-VAE's objective.
+        beta: weight of the KL; 1 is the ELBO, others the beta-VAE's objective. Training may be given another one, step
+            by step; see `schedule_beta`.
     """
+
+    scheduled: Tensor | None
+    """() the weight of the KL in training, where a schedule writes it; None: `beta`."""
 
     def __init__(self, kl: str = "analytic", beta: float = 1.0) -> None:
         super().__init__()
@@ -49,6 +53,11 @@ class ELBO(nn.Module):
             raise ValueError(f"beta must not be negative, got {beta}")
         self.kl = kl
         self.beta = beta
+        self.register_buffer("scheduled", None, persistent=False)
+
+    def schedule_beta(self) -> None:
+        """Have a weight for training beside `beta`: a tensor, so that a compiled step reads it anew each time."""
+        self.scheduled = torch.tensor(float(self.beta))
 
     def forward(
         self,
@@ -57,32 +66,43 @@ class ELBO(nn.Module):
         nats: Cost,
         estimator: GradientEstimator,
         context: Tensor | None = None,
+        beta: Tensor | float | None = None,
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+        """The training objective.
+
+        Args:
+            q: the posterior, batch shape (B,).
+            p: the prior, batch shape ().
+            nats: z (S, B, *event) -> -log p(x|z) (S, B).
+            estimator: of the gradient.
+            context: x, for baselines that see it.
+            beta: the weight of the KL in this step; None: that of the objective.
 
         Raises:
             ValueError: the estimator is made for another beta.
         """
-        beta = getattr(estimator, "beta", self.beta)  # `DoublyReparameterized` has one, which its factor depends on
-        if self.kl == "path" and beta != self.beta:
-            raise ValueError(f"{type(estimator).__name__}(beta={beta}) needs objective.beta={beta}, got {self.beta}")
+        own = getattr(estimator, "beta", None)  # `DoublyReparameterized` has one, which its factor depends on
+        if self.kl == "path" and own is not None and (beta is not None or own != self.beta):
+            got = self.beta if beta is None else "a schedule of it"
+            raise ValueError(f"{type(estimator).__name__}(beta={own}) needs objective.beta={own}, got {got}")
+        beta = self.beta if beta is None else beta
         if self.kl == "analytic":
             kl = kl_divergence(q, p)
             estimate = estimator(q, nats, context)
-            loss = estimate.loss + self.beta * kl
+            loss = estimate.loss + beta * kl
             reconstruction = estimate.cost.mean(0)
         else:
             log_q_of = detach(q) if self.kl == "path" else q
 
             def cost(z: Tensor) -> Tensor:
-                return nats(z) + self.beta * (log_prob(log_q_of, z) - log_prob(p, z))
+                return nats(z) + beta * (log_prob(log_q_of, z) - log_prob(p, z))
 
             kl = kl_or_estimate(q, p)
             estimate = estimator(q, cost, context)
             loss = estimate.loss
-            reconstruction = estimate.cost.mean(0) - self.beta * kl  # unbiased, and the parts add up
+            reconstruction = estimate.cost.mean(0) - beta * kl  # unbiased, and the parts add up
         kl = kl.detach()
-        at_samples = reconstruction + self.beta * kl
+        at_samples = reconstruction + beta * kl
         return Terms(loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)
 
     @torch.no_grad()
@@ -93,11 +113,13 @@ class ELBO(nn.Module):
         return self.unrelaxed_given_kl(q, nats, kl, samples)
 
     @torch.no_grad()
-    def unrelaxed_given_kl(self, q: Distribution, nats: Cost, kl: Tensor, samples: int = 1) -> Terms:
-        """`unrelaxed` where KL(q || p), (B,), is known already."""
+    def unrelaxed_given_kl(
+        self, q: Distribution, nats: Cost, kl: Tensor, samples: int = 1, beta: Tensor | float | None = None
+    ) -> Terms:
+        """`unrelaxed` where KL(q || p), (B,), is known already; with the weight `beta` where one is given."""
         cost = nats(sample(q, samples))
         reconstruction = cost.mean(0)
-        loss = reconstruction + self.beta * kl
+        loss = reconstruction + (self.beta if beta is None else beta) * kl
         return Terms(loss, reconstruction, kl, kl.new_zeros(()), cost, loss)
 
 
@@ -121,8 +143,9 @@ class RelaxedELBO(ELBO):
         nats: Cost,
         estimator: GradientEstimator,
         context: Tensor | None = None,
+        beta: Tensor | float | None = None,
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+        """The training objective; see `ELBO.forward`.
 
         Raises:
             TypeError: the estimator has no relaxed densities.
@@ -133,9 +156,10 @@ class RelaxedELBO(ELBO):
                 f"got {type(estimator).__name__}"
             )
         check_posterior(q)  # `terms` is not the estimator's call, which does this
+        beta = self.beta if beta is None else beta
         reconstruction, log_ratio = estimator.terms(q, p, checked(nats))
-        estimate = differentiable(reconstruction + self.beta * log_ratio)
+        estimate = differentiable(reconstruction + beta * log_ratio)
         kl = kl_or_estimate(q, p)
         reconstruction = reconstruction.detach().mean(0)
-        at_samples = reconstruction + self.beta * kl
+        at_samples = reconstruction + beta * kl
         return Terms(estimate.loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)

@@ -33,6 +33,7 @@ TRUSTED = re.compile(
     r"|aim\.pytorch_lightning\.AimLogger"
     r"|lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|(Rich)?ModelSummary|DeviceStatsMonitor"
     r"|(EMA)?WeightAveraging|StochasticWeightAveraging|GradientAccumulationScheduler|Timer)"
+    r"|vi_lab\.adapters\.lightning\.EqualWeightAveraging"
 )
 """What the config of somebody else's run folder may name in `_target_`. Attributes of modules that our modules import,
 such as vi_lab.runs.environment.subprocess.run, do not match."""
@@ -84,6 +85,8 @@ def check_targets(values: Any, where: str) -> None:
         if isinstance(value, list):
             for index, inner in enumerate(value):
                 check_targets(inner, f"{where}: {path}[{index}]")
+        if (path, value) == ("beta_schedule._target_", None):  # that there is none
+            continue
         if path.rpartition(".")[2] == "_target_" and not _is_trusted(str(value)):
             raise UserError(
                 f"{where}: {path}={value}: not a part of vi_lab, so it is not run; where it is your own, set "
