@@ -56,7 +56,7 @@ SETTINGS = {  # estimators of each family, each with something else that has a s
     "concrete": ["lr_scheduler=plateau"],
     "disarm": ["trainer.precision=16-true", "optimizer=sgd"],
     "local_expectation": ["latent=4x8", "trainer.max_steps=31"],
-    "disarm_tree": ["+trainer.accumulate_grad_batches=2"],
+    "disarm_tree": ["trainer.accumulate_grad_batches=2"],
     "rloo": ["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "vimco": ["-m", "seed=0,1", "stack=2"],
 }

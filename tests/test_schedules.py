@@ -1,4 +1,4 @@
-"""Schedules of the temperature, by hand."""
+"""Schedules, by hand."""
 
 from __future__ import annotations
 
@@ -22,13 +22,21 @@ def test_schedules() -> None:
     assert exponential(0) == exponential(499) == 1.0  # updated every 500 steps
     assert exponential(500) == exponential(999) == pytest.approx(math.exp(-0.5))
     assert exponential(10**5) == 0.5  # the floor
+    step = schedules.Step(1.0, factor=0.5, interval=10, floor=0.2)
+    assert [step(0), step(9), step(10), step(20), step(30)] == [1.0, 1.0, 0.5, 0.25, 0.2]
+    warm_up = schedules.WarmUp(4, schedules.Linear(2.0, 1.0, 10))
+    assert [warm_up(0), warm_up(3), warm_up(4), warm_up(9), warm_up(14)] == [0.5, 2.0, 2.0, 1.5, 1.0]
     for bad in (
-        lambda: schedules.Constant(0),
+        lambda: schedules.Constant(-1),
+        lambda: schedules.Linear(-0.1, 1.0),
         lambda: schedules.Exponential(rate=-1),
         lambda: schedules.Linear(steps=0),
         lambda: schedules.Exponential(0.3, floor=0.5),  # would run at 0.5
         lambda: schedules.Exponential(0.5, floor=0.5),
         lambda: schedules.Cosine(0.5, 0.5),
+        lambda: schedules.Step(1.0, factor=1.0),
+        lambda: schedules.Step(1.0, floor=1.0),
+        lambda: schedules.WarmUp(0),
     ):
         with pytest.raises(ValueError, match="schedule"):
             bad()

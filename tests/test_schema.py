@@ -60,7 +60,7 @@ trainer.precision=null trainer.deterministic=warn trainer.check_val_every_n_epoc
 optimizer.betas=[0.9] optimizer.betas=[0.9,2] optimizer.betas=[a,b] optimizer.betas=[] optimizer.betas=null
 optimizer.lr=1e300 optimizer.lr=nan optimizer.lr=inf optimizer.weight_decay=1e300 optimizer.weight_decay=-1
 +optimizer.maximize=true +optimizer.differentiable=true +optimizer.capturable=true +optimizer.eps=1e300
-+trainer.num_nodes=2 +trainer.max_time=-1 +trainer.max_time=soon +trainer.accumulate_grad_batches=0
++trainer.num_nodes=2 +trainer.max_time=-1 +trainer.max_time=soon trainer.accumulate_grad_batches=0
 +trainer.val_check_interval=0 +trainer.detect_anomaly=maybe +trainer.limit_predict_batches=-1
 accelerator.devices=1000000 seed=99999999999999999999 seed=1.5 threads=100000 threads=0
 network.encoder.hidden=[1000000000] network.encoder.hidden=[true] network.encoder.hidden=[[16]]

@@ -170,7 +170,9 @@ def decoder_evaluations(model: TrainedModel, shape: tuple[int, ...]) -> float:
     Args:
         shape: of an image.
     """
-    estimator, deeper = (copy.deepcopy(part).eval() for part in (model.estimator, model.deeper))  # averages stay
+    estimator, deeper = copy.deepcopy((model.estimator, model.deeper))  # moving averages do not move
+    estimator.eval()
+    deeper.eval()
     with torch.random.fork_rng(devices=[]):
         return Bench(model, torch.zeros(2, *shape), deeper=deeper).draw(estimator, model.objective, 1)[2]
 

@@ -46,16 +46,20 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     import torch
 
     from vi_lab.distributions import first
+    from vi_lab.networks import Centered
+    from vi_lab.objectives import ELBO
     from vi_lab.seeding import INIT, fold
 
     datamodule = instantiate(config.data)
     torch.manual_seed(fold(config.seed, INIT))
     latent = instantiate(config.latent)
     shape = datamodule.shape
+    encoder = instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size)
+    rates = {part: own for part, node in plain(config.optimizer_groups).items() if (own := _given(node))}
     model = instantiate(
         config.model,
         latent=latent,
-        encoder=instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size),
+        encoder=Centered(encoder, shape) if config.network.center else encoder,
         decoder=instantiate(config.network.decoder, shape=shape, latent_size=latent.size),
         likelihood=instantiate(config.likelihood),
         objective=instantiate(config.objective),
@@ -65,12 +69,25 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         seed=config.seed,
         p_z=instantiate(config.prior, latent=latent, shape=shape),
         deeper=[build_estimator(config.estimator) for _ in range(latent.layers - 1)],
+        **({"optimizer_groups": rates} if rates else {}),  # a model of one's own may not know them
     )
     q = first(latent(torch.zeros(1, latent.feature_size)))
     model.estimator.materialize(q, torch.zeros(1, *shape))
     for estimator in model.deeper:
         estimator.materialize(q, torch.zeros(1, *latent.layer_shape))  # its context is the layer before
+    if config.beta_schedule._target_:
+        if not isinstance(model.objective, ELBO):
+            raise UserError(f"beta_schedule: {type(model.objective).__name__} has no beta that a schedule could write")
+        model.objective.schedule_beta()
+    try:
+        model.parameter_groups()
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
     return datamodule, model
+
+
+def _given(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if value is not None}
 
 
 def _lr_scheduler(node: DictConfig) -> dict[str, Any] | None:

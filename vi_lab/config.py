@@ -79,6 +79,7 @@ def _known_keys(path: str, compose_without: Callable[[str], DictConfig]) -> str:
         return ""
     if not node and "estimator" in config:  # a group of which nothing is chosen is no key
         keys += [group for group in _groups() if group not in (*keys, path)]
+    ends = [key for key in ends if not key.startswith("optimizer_groups.")] or ends  # seldom what is meant
     if elsewhere := sorted(ends, key=len)[:3]:
         return f"; did you mean {' or '.join(elsewhere)}?"
     return f"{nearest(key, keys)} (keys{f' of {node}' if node else ''}: {', '.join(keys)})" if keys else ""

@@ -21,6 +21,14 @@ class Likelihood(nn.Module, ABC):
     def mean(self, output: Tensor) -> Tensor:
         """E[x|z], in output's shape, for pictures."""
 
+    def output_of(self, mean: Tensor) -> Tensor:
+        """The decoder's output whose `mean` is this: where its bias may begin.
+
+        Raises:
+            NotImplementedError: the distribution has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which output has a given mean")
+
 
 class Bernoulli(Likelihood):
     """Binary pixels; the output is their logits.
@@ -37,6 +45,10 @@ class Bernoulli(Likelihood):
     def mean(self, output: Tensor) -> Tensor:
         """The pixels' probabilities."""
         return output.sigmoid()
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        """The logits, of probabilities within [0.001, 0.999] (Burda et al. 2016): some pixels are never on."""
+        return mean.clamp(0.001, 0.999).logit()
 
 
 class Gaussian(Likelihood):
@@ -64,3 +76,7 @@ class Gaussian(Likelihood):
     def mean(self, output: Tensor) -> Tensor:
         """The output as it is."""
         return output
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        """The mean as it is."""
+        return mean

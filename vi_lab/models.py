@@ -6,7 +6,8 @@ A family says which latents belong to it and what it logs besides; the estimator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -23,6 +24,19 @@ from vi_lab.likelihoods import Likelihood
 from vi_lab.objectives import ELBO, Terms
 from vi_lab.priors import Fixed, Prior
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
+
+PARTS = {
+    "prior": re.compile(r"p_z\."),
+    "baseline": re.compile(r"(estimator|deeper\.\d+)\.baseline"),
+    "control_variate": re.compile(r"(estimator|deeper)\."),
+}
+"""What may have a learning rate of its own -> how the names of its parameters begin; the first that matches counts."""
+
+
+def part_of(name: str) -> str | None:
+    """Which of `PARTS` a parameter belongs to, by its name; None: to encoder, decoder or likelihood."""
+    return next((part for part, names in PARTS.items() if names.match(name)), None)
+
 
 SCHEDULER_KEYS = {"scheduler", "interval", "frequency", "monitor"}
 """What may stand in `VAE(lr_scheduler=...)`."""
@@ -76,11 +90,13 @@ class VAE(lightning.LightningModule):
         likelihood: decoder output, x -> -log p(x|z).
         objective: the bound; see `vi_lab.objectives`.
         estimator: the gradient estimator.
-        optimizer: parameters -> torch optimizer.
+        optimizer: parameters, or groups of them as torch has them -> torch optimizer.
         seed: of the sampling noise.
         lr_scheduler: None: the learning rate stays. Otherwise a mapping with "scheduler", optimizer -> torch scheduler,
             and, as Lightning has them, "interval" ("epoch", the default, or "step"), "frequency" (every so many of
             them), and "monitor" (the metric that a `ReduceLROnPlateau` watches, such as "val/loss").
+        optimizer_groups: what the optimizer has of its own for parts of what is learned, as {"baseline": {"lr": 1e-4}};
+            the parts are those of `part_of`.
         p_z: what gives the prior p(z); None: the latent's own.
         deeper: of several stochastic layers, the estimators of all but the first.
 
@@ -101,9 +117,10 @@ class VAE(lightning.LightningModule):
         likelihood: Likelihood,
         objective: ELBO,
         estimator: GradientEstimator,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
         seed: int = 0,
         lr_scheduler: Mapping[str, Any] | None = None,
+        optimizer_groups: Mapping[str, Mapping[str, Any]] | None = None,
         p_z: Prior | None = None,
         deeper: Sequence[GradientEstimator] = (),
     ) -> None:
@@ -124,6 +141,7 @@ class VAE(lightning.LightningModule):
                 f"got {', '.join(sorted(lr_scheduler)) or 'nothing'}"
             )
         self.optimizer, self.seed, self.lr_scheduler = optimizer, seed, lr_scheduler
+        self.optimizer_groups = dict(optimizer_groups or {})
         self.epoch_means, self.window_means = Means(), Means()
         self.evaluation_means: dict[str, Means] = {}
         self.latest: dict[str, Tensor] = {}  # this step's terms, for the message where one is not finite
@@ -159,11 +177,11 @@ class VAE(lightning.LightningModule):
         """The optimizer, with the scheduler of its learning rate where there is one.
 
         Raises:
-            ValueError: the model was made without an optimizer.
+            ValueError: the model was made without an optimizer, or a group of it has no parameters.
         """
         if self.optimizer is None:
             raise ValueError(f"{type(self).__name__} was made without an optimizer, so it cannot be trained")
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
         schedule: LRSchedulerConfigType = {
@@ -173,6 +191,27 @@ class VAE(lightning.LightningModule):
             "monitor": self.lr_scheduler.get("monitor"),
         }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def parameter_groups(self) -> list[dict[str, Any]] | Iterator[nn.Parameter]:
+        """What the optimizer is given: all parameters as one group; or those without settings of their own, and then
+        each part that has some.
+
+        Raises:
+            ValueError: `optimizer_groups` names a part without parameters.
+        """
+        if not self.optimizer_groups:
+            return self.parameters()
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            part = part_of(name)
+            parts.setdefault(part if part in self.optimizer_groups else "", []).append(parameter)
+        if missing := next((part for part in self.optimizer_groups if part not in parts), None):
+            known = dict.fromkeys(filter(None, (part_of(name) for name, _ in self.named_parameters())))
+            raise ValueError(
+                f"optimizer_groups.{missing}: nothing of it is learned with {type(self.latent).__name__} and "
+                f"{type(self.estimator).__name__} (which learn: {', '.join(known) or 'nothing that has a group'})"
+            )
+        return [{"params": parts[part], **self.optimizer_groups.get(part, {})} for part in ("", *self.optimizer_groups)]
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -201,12 +240,17 @@ class VAE(lightning.LightningModule):
             () the mean loss plus control loss, to differentiate; and what is logged of it, 0-d, without gradient.
         """
         q, nats = self.posterior(x), self.nats(x)
-        terms = self.objective(q, self.prior(), nats, self.estimator, x, self.deeper)
+        options: dict[str, Any] = {}  # an objective of one's own may know neither
+        if (scheduled := getattr(self.objective, "scheduled", None)) is not None:
+            options["beta"] = scheduled
+        terms = self.objective(
+            q, self.prior(), nats, self.estimator, x, **options, **({"deeper": self.deeper} if self.deeper else {})
+        )
         loss = terms.loss.mean()
         with torch.no_grad():
             # The estimators that do not relax have evaluated the loss at samples of the true q already.
             if self.estimator.relaxed:
-                unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl).loss.mean()
+                unrelaxed = self.objective.unrelaxed_given_kl(q, nats, terms.kl, **options).loss.mean()
             else:
                 unrelaxed = terms.at_samples.mean()
             values = {

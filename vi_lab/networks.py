@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -120,3 +121,48 @@ def _conv_grid(shape: Sequence[int], depth: int) -> tuple[int, int, int]:
     if height % 2**depth or width % 2**depth:
         raise ValueError(f"images of {height}x{width} cannot be halved {depth} times; use fewer channels entries")
     return channels, height // 2**depth, width // 2**depth
+
+
+class Centered(nn.Module):
+    """A network that sees x less the mean of the training images.
+
+    Args:
+        body: the network.
+        shape: of an image. The mean, a buffer, is 0 until it is set.
+    """
+
+    mean: Tensor
+
+    def __init__(self, body: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.zeros(*shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network gives for (N, *shape)."""
+        return self.body(x - self.mean)
+
+
+@torch.no_grad()
+def set_output_bias(decoder: nn.Module, output: Tensor) -> None:
+    """Have a decoder's last bias give `output` where its last weights give nothing.
+
+    Args:
+        decoder: with a bias per pixel, or per channel, in its last layer.
+        output: (*shape), of one image.
+
+    Raises:
+        ValueError: it has no such bias.
+    """
+    layers = [layer for layer in decoder.modules() if [*layer.parameters(recurse=False)]]
+    bias = getattr(layers[-1], "bias", None) if layers else None
+    if isinstance(bias, Tensor) and bias.numel() == output.numel():
+        bias.copy_(output.reshape(bias.shape))
+    elif isinstance(bias, Tensor) and bias.shape == output.shape[:1]:
+        bias.copy_(output.flatten(1).mean(1))
+    else:
+        found = "none" if not isinstance(bias, Tensor) else f"one of shape {tuple(bias.shape)}"
+        raise ValueError(
+            f"wanted a bias for each of {output.numel()} pixels, or of {len(output)} channels, in the last layer of "
+            f"{type(decoder).__name__}, got {found}"
+        )

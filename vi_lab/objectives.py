@@ -40,8 +40,12 @@ class ELBO(nn.Module):
             relaxed samples the Monte Carlo form uses the linear extension of log q and is no bound.
             "path" is "monte_carlo" with the parameters of log q(z|x) detached, so that q learns through z alone
             (Roeder et al. 2017, arXiv 1703.09194): for pathwise estimators only; what is left out has mean zero.
-        beta: weight of the KL; 1 is the ELBO, others the beta-VAE's objective.
+        beta: weight of the KL; 1 is the ELBO, others the beta-VAE's objective. Training may be given another one, step
+            by step; see `schedule_beta`.
     """
+
+    scheduled: Tensor | None
+    """() the weight of the KL in training, where a schedule writes it; None: `beta`."""
 
     def __init__(self, kl: str = "analytic", beta: float = 1.0) -> None:
         super().__init__()
@@ -51,6 +55,11 @@ class ELBO(nn.Module):
             raise ValueError(f"beta must not be negative, got {beta}")
         self.kl = kl
         self.beta = beta
+        self.register_buffer("scheduled", None, persistent=False)
+
+    def schedule_beta(self) -> None:
+        """Have a weight for training beside `beta`: a tensor, so that a compiled step reads it anew each time."""
+        self.scheduled = torch.tensor(float(self.beta))
 
     def forward(
         self,
@@ -59,28 +68,35 @@ class ELBO(nn.Module):
         nats: Cost,
         estimator: GradientEstimator,
         context: Tensor | None = None,
+        beta: Tensor | float | None = None,
         deeper: Sequence[GradientEstimator] = (),
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
+        """The training objective.
 
         Args:
-            q, p: posterior with batch shape (B,), and prior.
-            estimator: of several stochastic layers, that of the first; `deeper`: those of the others.
-            context: (B, ...) what x is, for the estimator.
+            q: the posterior, batch shape (B,).
+            p: the prior, batch shape ().
+            nats: z (S, B, *event) -> -log p(x|z) (S, B).
+            estimator: of the gradient; of several stochastic layers, that of the first.
+            context: x, for baselines that see it.
+            beta: the weight of the KL in this step; None: that of the objective.
+            deeper: of several stochastic layers, the estimators of all but the first.
 
         Raises:
             ValueError: the estimator is made for another beta.
         """
-        beta = getattr(estimator, "beta", self.beta)  # `DoublyReparameterized` has one, which its factor depends on
-        if self.kl == "path" and beta != self.beta:
-            raise ValueError(f"{type(estimator).__name__}(beta={beta}) needs objective.beta={beta}, got {self.beta}")
+        own = getattr(estimator, "beta", None)  # `DoublyReparameterized` has one, which its factor depends on
+        if self.kl == "path" and own is not None and (beta is not None or own != self.beta):
+            got = self.beta if beta is None else "a schedule of it"
+            raise ValueError(f"{type(estimator).__name__}(beta={own}) needs objective.beta={own}, got {got}")
+        beta = self.beta if beta is None else beta
         closed = self.closed_form(q, p)
         kl = kl_or_estimate(q, p) if closed is None else closed.detach()
-        estimate = self.bound(q, p, closed, nats, (estimator, *deeper), context)
+        estimate = self.bound(q, p, closed, nats, (estimator, *deeper), context, beta)
         reconstruction = estimate.cost.mean(0)
         if closed is None:
-            reconstruction = reconstruction - self.beta * kl  # unbiased, and the parts add up
-        at_samples = reconstruction + self.beta * kl
+            reconstruction = reconstruction - beta * kl  # unbiased, and the parts add up
+        at_samples = reconstruction + beta * kl
         return Terms(estimate.loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)
 
     def closed_form(self, q: Distribution, p: Distribution) -> Tensor | None:
@@ -100,6 +116,7 @@ class ELBO(nn.Module):
         nats: Cost,
         estimators: Sequence[GradientEstimator],
         context: Tensor | None,
+        beta: Tensor | float,
     ) -> Estimate:
         """What the estimators make of the bound; its `cost` lacks what is known in closed form.
 
@@ -109,11 +126,11 @@ class ELBO(nn.Module):
         estimator, *deeper = estimators
         if closed is not None:
             estimate = estimator(q, nats, context)
-            return estimate._replace(loss=estimate.loss + self.beta * closed)
+            return estimate._replace(loss=estimate.loss + beta * closed)
         if isinstance(q, Chain) and isinstance(p, Chain) and not estimator.multi_sample:
-            return self.layered(q, p, nats, estimator, deeper, context)
+            return self.layered(q, p, nats, estimator, deeper, context, beta)
         log_q_of = detach(q) if self.kl == "path" else q
-        return estimator(q, lambda z: nats(z) + self.beta * (log_prob(log_q_of, z) - log_prob(p, z)), context)
+        return estimator(q, lambda z: nats(z) + beta * (log_prob(log_q_of, z) - log_prob(p, z)), context)
 
     def layered(
         self,
@@ -123,6 +140,7 @@ class ELBO(nn.Module):
         estimator: GradientEstimator,
         deeper: Sequence[GradientEstimator],
         context: Tensor | None,
+        beta: Tensor | float,
     ) -> Estimate:
         """The bound of several stochastic layers, by an estimator for each.
 
@@ -144,18 +162,18 @@ class ELBO(nn.Module):
             above = q.above(flat)  # batch (S * B,)
 
             def below(z_above: Tensor) -> Tensor:  # (S, S * B, *layer) -> (S, S * B)
-                return -self.beta * log_prob(given(z_above), flat)
+                return -beta * log_prob(given(z_above), flat)
 
-            rest = self.bound(above, p_above, self.closed_form(above, p_above), below, deeper, flat)
+            rest = self.bound(above, p_above, self.closed_form(above, p_above), below, deeper, flat, beta)
             controls.append(rest.control_loss)
             total = nats(z) + rest.loss.unflatten(0, z.shape[:2])
-            return total if self.kl == "analytic" else total + self.beta * log_prob(head, z)
+            return total if self.kl == "analytic" else total + beta * log_prob(head, z)
 
         estimate = estimator(head, cost, context)
         estimate = estimate._replace(control_loss=estimate.control_loss + torch.stack(controls).mean())
         if self.kl != "analytic":
             return estimate
-        negative_entropy = self.beta * log_prob(head, head.mean)  # log q is linear in z
+        negative_entropy = beta * log_prob(head, head.mean)  # log q is linear in z
         return estimate._replace(loss=estimate.loss + negative_entropy, cost=estimate.cost + negative_entropy.detach())
 
     @torch.no_grad()
@@ -166,11 +184,13 @@ class ELBO(nn.Module):
         return self.unrelaxed_given_kl(q, nats, kl, samples)
 
     @torch.no_grad()
-    def unrelaxed_given_kl(self, q: Distribution, nats: Cost, kl: Tensor, samples: int = 1) -> Terms:
-        """`unrelaxed` where KL(q || p), (B,), is known already."""
+    def unrelaxed_given_kl(
+        self, q: Distribution, nats: Cost, kl: Tensor, samples: int = 1, beta: Tensor | float | None = None
+    ) -> Terms:
+        """`unrelaxed` where KL(q || p), (B,), is known already; with the weight `beta` where one is given."""
         cost = nats(sample(q, samples))
         reconstruction = cost.mean(0)
-        loss = reconstruction + self.beta * kl
+        loss = reconstruction + (self.beta if beta is None else beta) * kl
         return Terms(loss, reconstruction, kl, kl.new_zeros(()), cost, loss)
 
 
@@ -194,14 +214,10 @@ class RelaxedELBO(ELBO):
         nats: Cost,
         estimator: GradientEstimator,
         context: Tensor | None = None,
+        beta: Tensor | float | None = None,
         deeper: Sequence[GradientEstimator] = (),
     ) -> Terms:
-        """The training objective. nats: z (S, B, *event) -> -log p(x|z) (S, B).
-
-        Args:
-            q, p: posterior with batch shape (B,), and prior.
-            estimator: of several stochastic layers, that of the first; `deeper`: those of the others.
-            context: (B, ...) what x is, for the estimator.
+        """The training objective; see `ELBO.forward`.
 
         Raises:
             TypeError: the estimator has no relaxed densities.
@@ -212,9 +228,10 @@ class RelaxedELBO(ELBO):
                 f"got {type(estimator).__name__}"
             )
         check_posterior(q)  # `terms` is not the estimator's call, which does this
+        beta = self.beta if beta is None else beta
         reconstruction, log_ratio = estimator.terms(q, p, checked(nats))
-        estimate = differentiable(reconstruction + self.beta * log_ratio)
+        estimate = differentiable(reconstruction + beta * log_ratio)
         kl = kl_or_estimate(q, p)
         reconstruction = reconstruction.detach().mean(0)
-        at_samples = reconstruction + self.beta * kl
+        at_samples = reconstruction + beta * kl
         return Terms(estimate.loss, reconstruction, kl, estimate.control_loss, estimate.cost, at_samples)

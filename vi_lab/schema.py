@@ -73,6 +73,7 @@ def _list_of(rule: Rule, wanted: str, least: int = 0, most: int = 100) -> Rule:
 # much for this machine is told by `vi_lab.training.rehearsal`.
 POSITIVE = _between(1e-6, 1e6)  # of temperatures and scales: beyond, their squares and exponentials leave float32
 WEIGHT = _between(0, 1e6)
+FACTOR = Rule(lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1")
 FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
 SIZE = _whole(1, 10**6)
 WIDTH = _whole(1, 10**5)
@@ -147,6 +148,7 @@ KEYS: dict[str, Key] = {
         ),
         AUDIT | FOLDER,
     ),
+    "init_from": Key(_text("a run folder"), SHOWN | FOLDER),
     "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL | FOLDER | JOB),
     "sweep": Key(
         Rule(
@@ -198,6 +200,8 @@ KEYS: dict[str, Key] = {
     "latent.values": Key(_one_of("bits", "signs"), SHOWN),
     "prior.components": Key(WIDTH, SHOWN),
     "prior.size": Key(WIDTH, SHOWN),
+    "network.center": Key(FLAG, SHOWN),
+    "network.output_bias": Key(FLAG, SHOWN),
     "network.*.hidden": Key(SIZES, SHOWN),
     "network.*.channels": Key(SIZES, SHOWN),
     "network.*.activation": Key(ACTIVATION, SHOWN),
@@ -230,13 +234,22 @@ KEYS: dict[str, Key] = {
     "schedule.rate": Key(_between(0, 1e3), SHOWN | STACK),
     "schedule.steps": Key(STEPS, SHOWN | STACK),
     "schedule.interval": Key(STEPS, SHOWN | STACK),
+    "schedule.factor": Key(FACTOR, SHOWN | STACK),
     "schedule.*": Key(POSITIVE, SHOWN | STACK),
+    "beta_schedule.rate": Key(_between(0, 1e3), SHOWN | STACK),
+    "beta_schedule.steps": Key(STEPS, SHOWN | STACK),
+    "beta_schedule.interval": Key(STEPS, SHOWN | STACK),
+    "beta_schedule.factor": Key(FACTOR, SHOWN | STACK),
+    "beta_schedule.*": Key(WEIGHT, SHOWN | STACK),
     # the optimizer
     "optimizer.lr": Key(LEARNING_RATE, SHOWN | STACK),
     "optimizer.momentum": Key(FRACTION),
     "optimizer.weight_decay": Key(WEIGHT, SHOWN),
     "optimizer.betas": Key(BETAS),
+    "optimizer.alpha": Key(FRACTION),
     "optimizer.fused": Key(FLAG),
+    "optimizer_groups.*.lr": Key(_optional(LEARNING_RATE), SHOWN),
+    "optimizer_groups.*.weight_decay": Key(_optional(WEIGHT), SHOWN),
     "lr_scheduler.interval": Key(_one_of("epoch", "step")),
     "lr_scheduler.frequency": Key(STEPS),
     "lr_scheduler.monitor": Key(_optional(TEXT)),
@@ -246,6 +259,9 @@ KEYS: dict[str, Key] = {
     "lr_scheduler.scheduler.gamma": Key(POSITIVE, SHOWN),
     "lr_scheduler.scheduler.factor": Key(POSITIVE, SHOWN),
     "lr_scheduler.scheduler.eta_min": Key(WEIGHT, SHOWN),
+    "lr_scheduler.scheduler.schedule.steps": Key(STEPS, SHOWN),
+    "lr_scheduler.scheduler.schedule.then.steps": Key(STEPS, SHOWN),
+    "lr_scheduler.scheduler.schedule.then.*": Key(WEIGHT, SHOWN),
     "lr_scheduler.scheduler*": Key(None, SHOWN),
     # Lightning
     "accelerator.accelerator": Key(_one_of("cpu", "gpu", "cuda", "mps", "auto"), AUDIT),
@@ -259,12 +275,15 @@ KEYS: dict[str, Key] = {
         Rule(lambda v: str(v) in PRECISIONS, "one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"),
     ),
     "trainer.gradient_clip_val": Key(_optional(POSITIVE)),
+    "trainer.accumulate_grad_batches": Key(SIZE),
     "trainer.limit_*_batches": Key(PART),
     "trainer.check_val_every_n_epoch": Key(STEPS),
     "trainer.log_every_n_steps": Key(STEPS, RESUME),
     "trainer.deterministic": Key(FLAG),
     "callbacks.*.patience": Key(STEPS_OR_ZERO),
     "callbacks.*.min_delta": Key(WEIGHT),
+    "callbacks.*.decay": Key(FRACTION),
+    "callbacks.*.start_epoch": Key(STEPS_OR_ZERO),
     "callbacks.*_threshold": Key(_optional(_between(-1e30, 1e30))),
     "callbacks.*.max_depth": Key(_whole(-1, 100)),
     "callbacks*": Key(None),
@@ -275,7 +294,6 @@ KEYS: dict[str, Key] = {
     # what users add, where the library itself would find a mistake late or never
     "optimizer.eps": Key(FRACTION),
     "optimizer.dampening": Key(FRACTION),
-    "trainer.accumulate_grad_batches": Key(SIZE),
     "trainer.val_check_interval": Key(PART),
     "trainer.min_epochs": Key(_optional(STEPS)),
     "trainer.min_steps": Key(_optional(STEPS)),
@@ -308,6 +326,18 @@ KEYS: dict[str, Key] = {
 }
 """Dotted path, or a pattern for several -> its row; the first that matches counts."""
 
+LATER: dict[str, Any] = {
+    "init_from": None,
+    "prior._target_": "vi_lab.priors.Fixed",
+    "beta_schedule._target_": None,
+    "network.center": False,
+    "network.output_bias": False,
+    **{f"optimizer_groups.{part}.{key}": None for part in ("prior", "baseline", "control_variate")
+       for key in ("lr", "weight_decay")},
+    "trainer.accumulate_grad_batches": 1,
+}  # fmt: skip
+"""Keys that configs of older run folders lack -> the value that stands for what was done then."""
+
 OPEN = ("trainer", "optimizer", "lr_scheduler", "callbacks", "logger", "hydra")
 """Nodes to which `+NODE.KEY=VALUE` may add: they reach constructors of other libraries."""
 
@@ -339,6 +369,21 @@ def has(path: str, mark: Mark) -> bool:
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
+
+
+def modernize(values: dict) -> dict:
+    """A stored config with the keys of `LATER` that it lacks; changed in place. What is no mapping is left as it is."""
+    for path, value in LATER.items():
+        *nodes, key = path.split(".")
+        node: Any = values
+        for name in nodes:
+            # a group that was there is not made up: its absence is for `vi_lab.runs.trust` to tell
+            node = node.get(name) if name in ("network", "trainer") else node.setdefault(name, {})
+            if not isinstance(node, dict):
+                break
+        else:
+            node.setdefault(key, value)
+    return values
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -523,12 +568,22 @@ def check_parts(values: dict) -> None:
         raise UserError("objective=relaxed needs a prior that can be relaxed: use prior=fixed or prior=factorized")
     if estimator.get("learn_temperature") and schedule.rpartition(".")[2] not in ("", "Constant"):
         raise UserError("estimator.learn_temperature=true leaves nothing to a schedule; leave schedule= out")
-    plan = values.get("schedule", {})
-    start = plan.get("start")
-    if plan.get("floor", 0) >= (start or float("inf")):
-        raise UserError(f"schedule.floor={plan['floor']}: wanted below the start, temperature={start}")
-    if start is not None and plan.get("end") == start:
-        raise UserError(f"schedule.end={start}: the schedule cannot move from temperature={start}")
+    for name, of in (("schedule", "temperature"), ("beta_schedule", "beta_schedule.start")):
+        plan = values.get(name, {})
+        start = plan.get("start")
+        if start is not None and plan.get("floor", -1) >= start:
+            raise UserError(f"{name}.floor={plan['floor']}: wanted below the start, {of}={start}")
+        if start is not None and plan.get("end") == start:
+            raise UserError(f"{name}.end={start}: the schedule cannot move from {of}={start}")
+    if values.get("beta_schedule", {}).get("_target_") and "beta" in estimator:
+        raise UserError(
+            f"beta_schedule: estimator {values['name']} depends on one beta, estimator.beta={estimator['beta']}, "
+            "throughout; leave beta_schedule= out"
+        )
+    for path, value in leaves(values.get("callbacks") or {}, "callbacks"):
+        if path.endswith(".start_epoch") and _number(value) and value >= values["trainer"]["max_epochs"]:
+            epochs = values["trainer"]["max_epochs"]
+            raise UserError(f"{path}={value}: wanted less than trainer.max_epochs={epochs}, or nothing is averaged")
     if "max_states" in estimator and kind is not None:
         states = latent.get("classes", 2) ** (latent["variables"] * latent.get("layers", 1))
         if states > estimator["max_states"]:

@@ -65,9 +65,7 @@ def test_names_are_short_and_safe() -> None:
     long = [name([f"name={'x' * 200}{i}"], "name") for i in (0, 1)]
     assert all(len(text) <= 80 for text in long)
     assert long[0] != long[1]
-    assert (
-        name(["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches") == "accumulate_grad_batches=2"
-    )
+    assert name(["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches") == "accumulate_grad_batches=2"
 
 
 @pytest.mark.parametrize(

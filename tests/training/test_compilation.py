@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tests.support import ESTIMATORS, composed, config, train
+from tests.support import ESTIMATORS, composed, config, refusal, train
 from tests.training.crash import crashed, unequal
 from vi_lab.build import build
 from vi_lab.commands.resume import resume_run
@@ -118,3 +118,7 @@ def test_the_compiler_that_torch_will_ask_for_is_looked_up(monkeypatch: pytest.M
     monkeypatch.setenv("CXX", "ccache no-such-compiler")
     with pytest.raises(UserError, match=r"found no no-such-compiler"):
         rehearse([composed("data=digits", "estimator=rloo", "compile=true")])
+
+
+def test_a_recurrent_prior_is_refused(capsys: pytest.CaptureFixture) -> None:
+    assert "prior=autoregressive" in refusal(capsys, "train", "data=digits", "prior=autoregressive", "compile=true")

@@ -42,7 +42,7 @@ OPTIONS = {
     "each step": ["checkpoint.every_n_steps=1"],
     "each epoch": [],
     "no validation": ["data.validation=0", "checkpoint.every_n_steps=3"],
-    "accumulated gradients": ["+trainer.accumulate_grad_batches=3", "checkpoint.every_n_steps=1"],
+    "accumulated gradients": ["trainer.accumulate_grad_batches=3", "checkpoint.every_n_steps=1"],
     "a number of steps": ["trainer.max_steps=30", "checkpoint.every_n_steps=7"],
     "a number of steps within an epoch": ["trainer.max_steps=31", "checkpoint.every_n_steps=5"],
     "validation every other epoch": ["data.test_every_epoch=true", "trainer.check_val_every_n_epoch=2"],

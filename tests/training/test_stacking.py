@@ -249,7 +249,7 @@ def test_a_stack_needs_one_process(capsys: pytest.CaptureFixture) -> None:
     [
         ["estimator=gumbel_softmax", "estimator.learn_temperature=true", "figures=true", "figures_every_n_epochs=1"],
         ["estimator=vq", "trainer.precision=64-true", "optimizer=adamw"],
-        ["estimator=disarm", "data.validation=0", "data.drop_last=false", "+trainer.accumulate_grad_batches=2"],
+        ["estimator=disarm", "data.validation=0", "data.drop_last=false", "trainer.accumulate_grad_batches=2"],
         ["estimator=straight_through", "audit.every_n_steps=7", "logger=[tensorboard,csv]", "trainer.max_steps=17"],
     ],
 )

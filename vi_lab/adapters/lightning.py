@@ -10,13 +10,15 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
 
 from vi_lab.errors import UserError, one_line
 
-__all__ = ["complaints", "resume_behind_epochs", "signals_are_ours", "silence"]
+__all__ = ["EqualWeightAveraging", "complaints", "resume_behind_epochs", "signals_are_ours", "silence"]
 
 HARMLESS = (
     "The number of training batches",  # points in TensorBoard may span epochs
@@ -77,3 +79,51 @@ def signals_are_ours(trainer: lightning.Trainer) -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
+
+
+class EqualWeightAveraging(WeightAveraging):
+    """The mean of the weights at the ends of epochs, each as heavy (Izmailov et al. 2018, arXiv 1803.05407). Until
+    there is one, it is the weights themselves, where Lightning's own keeps those from before the first step.
+
+    Args:
+        start_epoch: the epochs after so many enter.
+    """
+
+    def __init__(self, start_epoch: int) -> None:
+        super().__init__()
+        if start_epoch < 0:
+            raise ValueError(f"start_epoch must not be negative, got {start_epoch}")
+        self.start_epoch = start_epoch
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Never by Lightning, who would do so after the epoch's validation."""
+        return False
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        """Takes the weights in after the last step of an epoch, before they are evaluated."""
+        assert self._average_model is not None
+        if trainer.is_last_batch and trainer.current_epoch >= self.start_epoch:
+            self._average_model.update_parameters(pl_module)
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluates the mean."""
+        self._follow(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Leaves the mean in the model."""
+        self._follow(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves the mean, and what is trained beside it."""
+        self._follow(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def _follow(self, module: lightning.LightningModule) -> None:
+        if self._average_model is not None and not self._average_model.n_averaged.item():
+            self._average_model.module.load_state_dict(module.state_dict())

@@ -25,6 +25,7 @@ from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE, Status, write_csv, write_
 from vi_lab.runs.run import Run, load_run, load_weights
 from vi_lab.schema import AUDIT, has, latent_kind, marked
 from vi_lab.training.process import prepare_process
+from vi_lab.training.start import Source, center
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,6 +114,10 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
     datamodule, model = build(config)
     if config.run is not None:
         load_weights(model, Run(config.run).checkpoint())
+    else:
+        center(config, model, datamodule)
+        if config.init_from:
+            Source(config.init_from).fill(model, config)
     datamodule.setup()
     write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
     data = {"source": config.data.source, "sha256": datamodule.checksum()}

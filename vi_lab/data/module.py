@@ -118,6 +118,16 @@ class MNISTDataModule(lightning.LightningDataModule):
             "test": (images.test_images.to(device), images.test_labels.to(device)),
         }
 
+    def mean_image(self) -> torch.Tensor:
+        """(*shape) float64: the mean of the training images as a model sees them; of drawn pixels, over all draws."""
+        if not hasattr(self, "splits"):
+            self.setup()
+        images = self.splits["train"][0]
+        images = (images > 127).byte() * 255 if self.binarization == "threshold" else images
+        return images.cpu().sum(0, dtype=torch.int64).double() / (
+            255 * len(images)
+        )  # whole numbers sum without rounding
+
     @property
     def validation_splits(self) -> list[str]:
         """What is evaluated after each epoch, in the order of the validation loaders."""

@@ -55,7 +55,8 @@ class Concrete(GumbelSoftmax, RelaxedDensities):
 
     def _terms_of_layers(self, q: Chain, p: Chain, cost: Cost) -> tuple[Tensor, Tensor]:
         """`terms` of z_1 and of the sum over the layers."""
-        tau, given, total, drawn = self.temperature, q.start, torch.zeros(()), []
+        tau, given, total = self.temperature, q.start, torch.zeros(())
+        drawn: list[tuple[Tensor, Tensor]] = []  # log z or logit z, and z
         for step in [*q.steps, None]:  # upward
             y = log_relaxed_sample(given, tau, 1 if drawn else self.samples)
             y = y[0] if drawn else y  # (S, B, *layer)

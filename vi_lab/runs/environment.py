@@ -75,12 +75,12 @@ def differences(then: dict, now: dict) -> list[str]:
     """What of code, versions, hardware, threads and data two snapshots (see `environment`) differ in, in words."""
 
     def flat(snapshot: dict) -> dict[str, Any]:
-        parts = {key: snapshot.get(key) for key in ("packages", "data")}  # perhaps of a damaged file
+        parts = {key: snapshot.get(key) for key in ("packages", "data", "init_from")}  # perhaps of a damaged file
         inner = {f"{k}.{i}": v for k, part in parts.items() if isinstance(part, dict) for i, v in part.items()}
         return {**snapshot, **inner}
 
     then, now = flat(then), flat(now)
-    keys = [key for key in now if key not in ("command", "packages", "data", "platform", "resumed")]
+    keys = [key for key in now if key not in ("command", "packages", "data", "init_from", "platform", "resumed")]
     return [f"{key} is {now[key]}, was {then.get(key)}" for key in keys if now[key] != then.get(key)]
 
 

@@ -26,7 +26,7 @@ from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE
 from vi_lab.runs.lock import is_held
 from vi_lab.runs.trust import check_stored, inside, load_checkpoint, read_json, read_text, read_yaml
-from vi_lab.schema import INCIDENTAL, has, leaves
+from vi_lab.schema import INCIDENTAL, has, leaves, modernize
 
 if TYPE_CHECKING:
     import pandas
@@ -99,7 +99,9 @@ class Run:
             raise UserError(f"{self.folder}: no run folder ({lacks})")
         if _is_audit(self.folder):
             raise UserError(f"{self.folder}: the folder of an audit, not of a run")
-        values: dict[str, Any] = read_yaml(self.folder, CONFIG_FILE)
+        values: Any = read_yaml(self.folder, CONFIG_FILE)
+        if isinstance(values, dict):
+            modernize(values)
         made_by = str(self.environment.get("vi_lab", "an unknown version"))
         check_stored(values, str(self.folder / CONFIG_FILE), made_by)
         return values

@@ -33,6 +33,7 @@ TRUSTED = re.compile(
     r"|aim\.pytorch_lightning\.AimLogger"
     r"|lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|(Rich)?ModelSummary|DeviceStatsMonitor"
     r"|(EMA)?WeightAveraging|StochasticWeightAveraging|GradientAccumulationScheduler|Timer)"
+    r"|vi_lab\.adapters\.lightning\.EqualWeightAveraging"
 )
 """What the config of somebody else's run folder may name in `_target_`. Attributes of modules that our modules import,
 such as vi_lab.runs.environment.subprocess.run, do not match."""
@@ -84,6 +85,8 @@ def check_targets(values: Any, where: str) -> None:
         if isinstance(value, list):
             for index, inner in enumerate(value):
                 check_targets(inner, f"{where}: {path}[{index}]")
+        if (path, value) == ("beta_schedule._target_", None):  # that there is none
+            continue
         if path.rpartition(".")[2] == "_target_" and not _is_trusted(str(value)):
             raise UserError(
                 f"{where}: {path}={value}: not a part of vi_lab, so it is not run; where it is your own, set "
@@ -122,15 +125,11 @@ def _shipped_train() -> tuple[dict, set[str]]:
     return {name: node for name, node in shipped.items() if name not in ("defaults", "hydra")}, groups
 
 
-LATER: dict[str, Any] = {"prior": {"_target_": "vi_lab.priors.Fixed"}}
-"""What a config lacks that an earlier version has written, with values under which all is as it was."""
-
-
 def check_stored(values: Any, where: str, made_by: str) -> None:
     """Refuse the config of a run folder unless this version of vi_lab would have written it. Needs no Hydra.
 
     Args:
-        values: the file's content as plain Python; what is in `LATER` is filled in.
+        values: the file's content as plain Python.
         where: the file, for the message.
         made_by: the version of vi_lab that wrote it, for the message.
 
@@ -138,9 +137,6 @@ def check_stored(values: Any, where: str, made_by: str) -> None:
         UserError: not a training run's, of another version, or naming what is not run.
     """
     nodes, groups = _shipped_train()
-    if isinstance(values, dict):
-        for name, default in LATER.items():
-            values.setdefault(name, default)
     empty = {name: None for name in MAY_BE_EMPTY if isinstance(values, dict) and values.get(name) is None}
     dicts = groups | (set(MAY_BE_EMPTY) - set(empty))
     if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in dicts):

@@ -1,12 +1,13 @@
-"""What happens around training: the temperature, the record (TensorBoard, CSV), audits."""
+"""What happens around training: what schedules write, the record (TensorBoard, CSV), audits."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import lightning
 import torch
@@ -15,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from vi_lab.audit import Bench
 from vi_lab.errors import ViLabError
-from vi_lab.estimators.base import temperature_of
+from vi_lab.estimators.base import positive, temperature_of
 from vi_lab.models import VAE
 from vi_lab.runs.files import LAST, write_csv
 from vi_lab.schedules import Schedule
@@ -48,15 +49,60 @@ def vae(module: lightning.LightningModule) -> VAE:
     return module
 
 
-class Temperature(Callback):
-    """Writes schedule(global step) into the estimator's temperature before each step. Stateless.
+class Scheduled(Callback):
+    """Writes schedule(global step) into 0-d tensors of the model before each step. Stateless.
 
-    A temperature that the estimator learns is left alone, and read only when its value is asked for.
+    Args:
+        schedule: optimizer steps taken -> the value.
     """
+
+    name: ClassVar[str]
+    """Under which the value is logged."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.written: float | None = None
+
+    @property
+    def value(self) -> float | None:
+        """What is reported; None where the model has nothing to write to."""
+        return self.written
+
+    def targets(self, module: lightning.LightningModule) -> list[torch.Tensor]:
+        """Where the value goes."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The first value, so that what happens before the first step sees it; a resumed run takes its step's."""
+        self._write(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
+    ) -> None:
+        """The value of the step that follows."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        targets = self.targets(module)
+        if targets and (value := self.schedule(trainer.global_step)) != self.written:
+            for target in targets:
+                target.fill_(value)
+            self.written = value
+
+
+class Temperature(Scheduled):
+    """Writes the estimator's temperature, of several stochastic layers those of all estimators.
+
+    One that the estimator learns is left alone, and read only when its value is asked for.
+
+    Raises:
+        ValueError: the schedule is not positive throughout.
+    """
+
+    name = "temperature"
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(lambda step: positive(schedule(step), "temperature"))
         self.learner: torch.nn.Module | None = None
 
     @property
@@ -65,26 +111,27 @@ class Temperature(Callback):
         learned = None if self.learner is None else temperature_of(self.learner)
         return self.written if learned is None else learned.item()
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The first value, so that what happens before the first step sees it; a resumed run takes its step's."""
-        self._write(trainer, pl_module.estimator)
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
-    ) -> None:
-        """The value of the step that follows."""
-        self._write(trainer, pl_module.estimator)
-
-    def _write(self, trainer: lightning.Trainer, estimator: torch.nn.Module | torch.Tensor) -> None:
-        if not isinstance(estimator, torch.nn.Module) or (temperature := temperature_of(estimator)) is None:
-            return
+    def targets(self, module: lightning.LightningModule) -> list[torch.Tensor]:
+        """The temperatures, unless they are learned; then the first is what is reported."""
+        estimator, deeper = module.estimator, getattr(module, "deeper", ())
+        if not isinstance(estimator, torch.nn.Module):
+            return []
         if is_parametrized(estimator, "temperature"):
             self.learner = estimator
-            return
-        value = self.schedule(trainer.global_step)
-        if value != self.written:
-            temperature.fill_(value)
-            self.written = value
+            return []
+        temperatures = [temperature_of(each) for each in (estimator, *deeper)]
+        return [temperature for temperature in temperatures if temperature is not None]
+
+
+class Beta(Scheduled):
+    """Writes the weight of the KL in training."""
+
+    name = "train/beta"
+
+    def targets(self, module: lightning.LightningModule) -> list[torch.Tensor]:
+        """See `vi_lab.objectives.ELBO.schedule_beta`."""
+        scheduled = vae(module).objective.scheduled
+        return [] if scheduled is None else [scheduled]
 
 
 class Recorder(Callback):
@@ -98,9 +145,9 @@ class Recorder(Callback):
         ViLabError: a loss or a mean is not finite.
     """
 
-    def __init__(self, folder: Path, temperature: Temperature, hyperparameters: dict) -> None:
+    def __init__(self, folder: Path, scheduled: Sequence[Scheduled], hyperparameters: dict) -> None:
         self.folder = folder
-        self.temperature = temperature
+        self.scheduled = scheduled
         self.hyperparameters = hyperparameters
         self.rows: list[dict] = []
         self.timing: list[dict] = []
@@ -183,7 +230,7 @@ class Recorder(Callback):
             self.check_losses(trainer, module)
             means = self._checked(trainer, module.window_means.compute())
             module.window_means.reset()
-            loggers.log(trainer, {**means, **self._temperature()})
+            loggers.log(trainer, {**means, **self._scheduled()})
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Logs the validation means, and those of test images evaluated along with them; keeps them for the row."""
@@ -224,18 +271,18 @@ class Recorder(Callback):
         module.epoch_means.reset()
         epoch, step = trainer.current_epoch + 1, trainer.global_step
         evaluation, self.evaluation = getattr(self, "evaluation", {}), {}
-        self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._temperature()})
+        self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._scheduled()})
         seconds = time.perf_counter() - self.epoch_started
         self.timing.append({"epoch": epoch, "step": step, "seconds": round(seconds, 4)})
         self.epoch_started = time.perf_counter()
-        self.final = {**means, **evaluation, **self._temperature()}
+        self.final = {**means, **evaluation, **self._scheduled()}
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", self.rows)
             write_csv(self.folder / "timing.csv", self.timing)
         loggers.log(trainer, {"time/epoch_seconds": seconds})
 
-    def _temperature(self) -> dict[str, float]:
-        return {} if self.temperature.value is None else {"temperature": self.temperature.value}
+    def _scheduled(self) -> dict[str, float]:
+        return {one.name: value for one in self.scheduled if (value := one.value) is not None}
 
     @staticmethod
     def _sum_over_processes(trainer: lightning.Trainer) -> Callable[[torch.Tensor], torch.Tensor] | None:

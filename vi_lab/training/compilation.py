@@ -17,7 +17,7 @@ import time
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from vi_lab.console import duration
 from vi_lab.errors import UserError, one_line
@@ -42,6 +42,8 @@ def check_compilable(model: VAE) -> None:
             f"compile=true: {type(model.estimator).__name__} takes a derivative within its step, which "
             "torch.compile fails on or splits up; leave compile= out"
         )
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        raise UserError("compile=true: torch.compile does not take recurrent networks, as prior=autoregressive has one")
     *_, compiler = shlex.split(os.environ.get("CXX", "")) or [COMPILERS.get(sys.platform, "g++")]
     if not shutil.which(compiler):
         raise UserError(f"compile=true: wanted a C++ compiler, found no {compiler}; install one, or leave compile= out")

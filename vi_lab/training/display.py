@@ -147,13 +147,13 @@ class ProgressDisplay(Callback):
             self.progress = None
 
     def _summary(self, values: dict[str, float], room: float = math.inf) -> str:
-        """The losses and the temperature, as many as there is room for."""
+        """The losses and what schedules say, as many as there is room for."""
         shown = {
             "loss": values.get("train/loss"),
             "unrelaxed": values.get("train/loss_unrelaxed"),
             "val": values.get("val/loss"),
             "test": values.get("test/loss"),
-            "temperature": self.recorder.temperature.value,
+            **{one.name.removeprefix("train/"): one.value for one in self.recorder.scheduled},
         }
         text = ""
         for words in (f"{name} {value:.4g}" for name, value in shown.items() if value is not None):

@@ -66,7 +66,7 @@ def _example(trainer: lightning.Trainer, model: VAE) -> dict[str, Any]:
     return {
         "loops": _Counts(loops),
         "callbacks": states,
-        "optimizer_states": [_Optimizer(optimizer, _stepped(model))],
+        "optimizer_states": [_Optimizer(optimizer, _stepped(model, optimizer))],
         "lr_schedulers": [scheduler.state_dict() for scheduler in schedulers],
         "means": written["means"],
         **({type(trainer.precision_plugin).__qualname__: scaler} if scaler else {}),
@@ -89,9 +89,10 @@ class _Optimizer:
         self.groups, self.stepped = optimizer.state_dict()["param_groups"], stepped
 
 
-def _stepped(model: VAE) -> dict[int, dict] | None:
+def _stepped(model: VAE, configured: torch.optim.Optimizer) -> dict[int, dict] | None:
     """What the optimizer keeps for each parameter; None where it does not step without a closure that learns."""
-    parameters = [nn.Parameter(torch.zeros_like(parameter)) for parameter in model.parameters()]
+    learned = (parameter for group in configured.param_groups for parameter in group["params"])
+    parameters = [nn.Parameter(torch.zeros_like(parameter)) for parameter in learned]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     if model.optimizer is None:

@@ -17,6 +17,7 @@ from vi_lab.models import VAE
 from vi_lab.schema import leaves
 from vi_lab.training.compilation import check_compilable
 from vi_lab.training.stacking import check_stackable
+from vi_lab.training.start import Source
 from vi_lab.training.trainer import make_trainer
 
 REPEATED = ("seed", "name", "data")
@@ -45,10 +46,13 @@ def rehearse(configs: list[dict]) -> None:
 def _rehearse(config: DictConfig, values: dict) -> None:
     if config.stack:
         check_stackable(config, None)
+    source = Source(config.init_from) if config.init_from else None
     named = [(path, str(value)) for part in PARTS for path, value in leaves(values[part], part)]
     if all(target.startswith("vi_lab.") for path, target in named if path.endswith("._target_")):
         with torch.device("meta"):  # a class of the user's own may need real numbers
             _, model = build(config)
+            if source:
+                source.fitting(model, config.estimator._target_)
             _check_memory(config, model)
             if config.compile:
                 check_compilable(model)
@@ -56,6 +60,8 @@ def _rehearse(config: DictConfig, values: dict) -> None:
                 check_stackable(config, model)
     _take_a_step(config)
     instantiate(config.schedule)
+    if config.beta_schedule._target_:
+        instantiate(config.beta_schedule)
     make_trainer(config, callbacks=[instantiate(node) for node in (config.get("callbacks") or {}).values()])
 
 

@@ -29,6 +29,7 @@ from vi_lab.training.pictures import Pictures, project
 from vi_lab.training.process import main_process, prepare_process
 from vi_lab.training.report import report
 from vi_lab.training.signals import Stop
+from vi_lab.training.start import Source, center
 from vi_lab.training.trainer import build_trainer
 
 LOGGED = ("nll", "nll_error", "bits_per_dimension", "active_units", "mutual_information", "marginal_kl", "loss_relaxed")
@@ -95,8 +96,11 @@ class Session:
                 self.beside.datamodule.load(),
                 self.beside.datamodule.checksum(),
             )
+        begun = self.start()
         self.record()
         self.announce()
+        if begun:
+            self.voice.say(printable(begun))
         watchers = []
         if self.pruning:
             from vi_lab.training.study import Pruning  # with Optuna, which nothing else needs
@@ -120,6 +124,29 @@ class Session:
 
     # --- before training ----------------------------------------------------------------------------------------
 
+    def start(self) -> str:
+        """Give the model the weights that it begins with; a run with a checkpoint goes on with those in it.
+
+        Returns:
+            what is to be said of it.
+
+        Raises:
+            UserError: they do not fit, or are not those with which the run began.
+        """
+        center(self.config, self.model, self.datamodule)
+        self.source: Source | None = None
+        going_on = self.resume and any((self.folder / "checkpoints").glob("*.ckpt"))
+        if self.config.init_from is None or going_on:
+            return ""
+        self.source = Source(self.config.init_from)
+        then = self.snapshot.get("init_from")
+        if self.snapshot and then != self.source.record():
+            raise UserError(
+                f"init_from={self.config.init_from}: its last checkpoint is not the one that {self.folder} began with, "
+                "and this run has none yet; begin a new run"
+            )
+        return self.source.fill(self.model, self.config)
+
     def record(self) -> None:
         """Write down what the run is made with. The first snapshot of a resumed run stays; what changed is added."""
         batches = -(-len(self.datamodule.load().test_images) // self.config.data.eval_batch_size)
@@ -137,6 +164,8 @@ class Session:
             before = self.snapshot.get("resumed")
             now = {**self.snapshot, "resumed": [*(before if isinstance(before, list) else []), {"changed": changed}]}
         else:
+            if self.source:
+                now["init_from"] = self.source.record()
             now["decoder_evaluations"] = decoder_evaluations(self.model, self.datamodule.shape)  # per image and step
         if main_process():
             sweep(self.folder)

@@ -18,9 +18,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vi_lab.adapters.lightning import complaints, resume_behind_epochs, signals_are_ours
+from vi_lab.config import plain
 from vi_lab.errors import Interrupted, UserError
 from vi_lab.models import VAE, Means
 from vi_lab.runs.trust import load_checkpoint
+from vi_lab.schema import leaves
 from vi_lab.seeding import NOISE
 from vi_lab.training.checkpoints import AtomicCheckpointIO
 from vi_lab.training.display import ProgressDisplay
@@ -48,6 +50,7 @@ def check_stackable(config: DictConfig, model: VAE | None) -> None:
         "an amsgrad or maximize of the optimizer": config.optimizer.get("amsgrad") or config.optimizer.get("maximize"),
         "a lr_scheduler": config.lr_scheduler.scheduler is not None,
         "callbacks": bool(config.get("callbacks")),
+        "optimizer_groups": any(value is not None for _, value in leaves(plain(config.optimizer_groups))),
         "compile=true": config.compile,
         "a gradient_clip_val": config.trainer.get("gradient_clip_val") is not None,
         "a max_time": config.trainer.get("max_time") is not None,  # they would go on alone

@@ -15,7 +15,7 @@ from vi_lab.build import instantiate
 from vi_lab.config import plain
 from vi_lab.errors import UserError
 from vi_lab.schema import SHOWN, has, leaves
-from vi_lab.training.callbacks import GradientAudit, Recorder, Temperature
+from vi_lab.training.callbacks import Beta, GradientAudit, Recorder, Scheduled, Temperature
 from vi_lab.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from vi_lab.training.compilation import Compilation
 from vi_lab.training.display import ProgressDisplay, Voice
@@ -44,9 +44,12 @@ def build_trainer(
     Raises:
         UserError: Lightning does not take an argument, or this machine lacks the device.
     """
-    recorder = Recorder(folder, Temperature(instantiate(config.schedule)), hyperparameters(config, swept))
+    scheduled: list[Scheduled] = [Temperature(instantiate(config.schedule))]
+    if config.beta_schedule._target_:
+        scheduled.append(Beta(instantiate(config.beta_schedule)))
+    recorder = Recorder(folder, scheduled, hyperparameters(config, swept))
     callbacks = [
-        recorder.temperature,
+        *scheduled,
         recorder,
         ProgressDisplay(voice, recorder),
         *[Compilation(voice)] * bool(config.compile),
@@ -110,6 +113,8 @@ def hyperparameters(config: DictConfig, swept: Mapping[str, Any]) -> dict[str, A
     chosen = {"estimator": values["name"], "seed": values["seed"]}
     for group in ("latent", "schedule", "likelihood"):
         chosen[group] = values[group]["_target_"].rpartition(".")[2]
+    if values["beta_schedule"]["_target_"]:
+        chosen["beta_schedule"] = values["beta_schedule"]["_target_"].rpartition(".")[2]
     first = ("estimator", "seed", "latent", "temperature", "optimizer.lr")
     shown = {path: value for path, value in leaves(values) if has(path, SHOWN) and value is not None}
     found = {**chosen, **shown, **swept}
