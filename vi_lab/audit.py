@@ -217,7 +217,8 @@ class Bench:
             return nats(z)
 
         q = self.model.latent(features)
-        terms = objective(q, prior_of(self.model), counted, estimator, x, self.deeper)
+        deeper = {"deeper": self.deeper} if self.deeper else {}
+        terms = objective(q, prior_of(self.model), counted, estimator, x, **deeper)
         (gradient,) = torch.autograd.grad(terms.loss.sum() / len(self.x), features, retain_graph=True)
         return gradient.unflatten(0, (copies, len(self.x))), terms.control_loss, evaluations / len(x)
 

@@ -248,7 +248,8 @@ def _relaxed_loss(
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         seed_noise(x.device, *seeds)
         q, p = model.posterior(x.to(dtype)), prior_of(model)
-        return objective(q, p, model.nats(x), estimator, x, getattr(model, "deeper", ())).loss.cpu()
+        deeper = {"deeper": others} if (others := getattr(model, "deeper", ())) else {}
+        return objective(q, p, model.nats(x), estimator, x, **deeper).loss.cpu()
 
 
 @torch.no_grad()  # in each thread anew

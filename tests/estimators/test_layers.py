@@ -72,7 +72,9 @@ def draws(
     theta = [p.expand(rows, *p.shape).clone().requires_grad_() for p in parameters(kind)]
     q, p = parts(kind, theta, len(estimators))
     toy, context = problem(kind, "nonlinear"), theta[0].flatten(1).detach()
-    terms = objective(q, p, lambda z: toy.f(_first(q, z).flatten(2), theta[-1]), estimators[0], context, estimators[1:])
+    terms = objective(
+        q, p, lambda z: toy.f(_first(q, z).flatten(2), theta[-1]), estimators[0], context, deeper=estimators[1:]
+    )
     torch.testing.assert_close(terms.at_samples, terms.reconstruction + objective.beta * terms.kl)
     return terms.loss.detach(), list(torch.autograd.grad(terms.loss.sum(), theta))
 
