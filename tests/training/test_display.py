@@ -97,7 +97,8 @@ def test_the_bar_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """The bar and the loss are there at any width, and the epoch is the one that runs."""
     terminal = Terminal(file=io.StringIO(), force_terminal=True, width=width)
     monkeypatch.setattr("vi_lab.training.display.vae", lambda module: module)
-    recorder: Any = SimpleNamespace(temperature=SimpleNamespace(value=0.731), rows=[], timing=[])
+    scheduled = [SimpleNamespace(name="temperature", value=0.731)]
+    recorder: Any = SimpleNamespace(scheduled=scheduled, rows=[], timing=[])
     means = {"train/loss": 123.4, "train/loss_unrelaxed": 125.678}
     module: Any = SimpleNamespace(epoch_means=SimpleNamespace(compute=lambda: means))
     trainer: Any = SimpleNamespace(

@@ -36,7 +36,7 @@ def center(config: DictConfig, model: VAE, datamodule: MNISTDataModule) -> None:
     if config.network.output_bias:
         try:
             set_output_bias(model.decoder, model.likelihood.output_of(mean))
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, AttributeError) as error:  # the last of a likelihood of one's own
             raise UserError(f"network.output_bias=true: {one_line(error)}; leave it out") from error
 
 
