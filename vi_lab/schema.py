@@ -76,6 +76,7 @@ WEIGHT = _between(0, 1e6)
 FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
 SIZE = _whole(1, 10**6)
 WIDTH = _whole(1, 10**5)
+PIXELS = _whole(1, 4096)
 STEPS = _whole(1, 10**9)
 STEPS_OR_ZERO = _whole(0, 10**9)
 LEARNING_RATE = _between(1e-30, 1e6)
@@ -177,7 +178,7 @@ KEYS: dict[str, Key] = {
     "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN | STACK),
     # data
     "data.source": Key(TEXT, SHOWN),  # of the shipped data sets; see `check_parts`
-    "data.root": Key(_text("a folder"), _EVERYWHERE | FOLDER),
+    "data.root": Key(_text("a folder or a file"), _EVERYWHERE | FOLDER),
     "data.download": Key(FLAG, _EVERYWHERE),
     "data.seed": Key(SEED, INCIDENTAL | STACK),
     "data.batch_size": Key(SIZE, SHOWN),
@@ -185,7 +186,15 @@ KEYS: dict[str, Key] = {
     "data.validation": Key(_whole(0, 10**6)),
     "data.folds": Key(_optional(_whole(2, 1000)), SHOWN),
     "data.fold": Key(_whole(0, 999), INCIDENTAL | SHOWN),
-    "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none"), SHOWN),
+    "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none", "dequantize"), SHOWN),
+    "data.size": Key(
+        Rule(
+            lambda v: PIXELS.holds(v) or (isinstance(v, list) and len(v) == 2 and all(map(PIXELS.holds, v))),
+            "a number of pixels up to 4,096, or [ROWS,COLUMNS]",
+        ),
+        SHOWN,
+    ),
+    "data.channels": Key(Rule(lambda v: _integer(v) and v in (1, 3), "1 (gray) or 3 (color)", ("1", "3")), SHOWN),
     "data.drop_last": Key(FLAG),
     "data.test_every_epoch": Key(FLAG),
     # the model
@@ -195,6 +204,8 @@ KEYS: dict[str, Key] = {
     "network.*.hidden": Key(SIZES, SHOWN),
     "network.*.channels": Key(SIZES, SHOWN),
     "network.*.activation": Key(ACTIVATION, SHOWN),
+    "network.*.norm": Key(_optional(_one_of("layer")), SHOWN),
+    "network.*.blocks": Key(_whole(0, 1000), SHOWN),
     "network.*.output_activation": Key(_optional(ACTIVATION), SHOWN),
     "likelihood.scale": Key(POSITIVE, SHOWN),
     "likelihood.learn_scale": Key(FLAG, SHOWN),
@@ -432,8 +443,14 @@ def _path_to(path: str) -> list[str]:
     return list(accumulate(path.split("."), "{}.{}".format))
 
 
-SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")
-"""The shipped data sets."""
+SOURCES = (
+    *("mnist", "fashion_mnist", "kmnist", "digits", "binarized_mnist", "omniglot", "cifar10", "svhn"),
+    *("folder", "arrays"),
+)
+"""The shipped data sets, and the kinds of files of one's own."""
+
+OWN_FILES = ("folder", "arrays")
+"""Of these, `data.root` says which data they are."""
 
 
 WATCHABLE = tuple(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "reconstruction", "kl"))
@@ -471,6 +488,11 @@ def check_parts(values: dict) -> None:
     data, estimator, latent = values["data"], values["estimator"], values["latent"]
     if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
         raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
+    if values["likelihood"]["_target_"] == "vi_lab.likelihoods.DiscretizedLogistic" and data["binarization"] != "none":
+        raise UserError(
+            f"data.binarization={data['binarization']}: likelihood=discretized_logistic is of the 256 gray levels; "
+            "use data.binarization=none"
+        )
     folds, fold = data.get("folds"), data.get("fold", 0)
     if fold and not (folds and fold < folds):
         wanted = f"0 to {folds - 1}, as data.folds={folds}" if folds else "data.folds=K with it"

@@ -30,7 +30,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("overrides", REFUSED)
 def test_a_constructors_rule_is_found_by_the_constructor(overrides: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vi_lab.training.rehearsal._memory", lambda: 64 * 2**30)
+    monkeypatch.setattr("vi_lab.training.rehearsal.memory", lambda: 64 * 2**30)
     monkeypatch.setattr("vi_lab.training.rehearsal._memory_of_gpus", lambda config: 0)
     with pytest.raises(UserError, match=REFUSED[overrides]):
         rehearse([composed(*overrides.split())])
