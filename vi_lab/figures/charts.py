@@ -110,14 +110,16 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
     figure, axes = chart(width=width, height=up + (1.0 if axis else 0.6))
     figure.set_layout_engine("compressed")
     classes = np.unique(labels)
-    told = 1 < len(classes) <= LEGEND
-    for k in classes if told else [-1]:
-        style = {"color": TEN[k % 10 if told else 0], "marker": CLASS_MARKERS[k % 10 if told else 0], "linewidths": 0}
-        axes.scatter(*points[(labels == k) | (not told)].T, s=11, alpha=0.8, label=str(k), **style)
+    if not 1 < len(classes) <= LEGEND:
+        axes.scatter(*points.T, s=11, alpha=0.8, color=TEN[0], linewidths=0)
+        classes = classes[:0]
+    for k in classes:
+        style = {"color": TEN[k % 10], "marker": CLASS_MARKERS[k % 10], "linewidths": 0}
+        axes.scatter(*points[labels == k].T, s=11, alpha=0.8, label=str(k), **style)
     axes.set_aspect("equal", adjustable="box")
     axes.margins(0.02)
-    places = label_places(points, labels, 0.065 * longest) if told else []
-    for k, place in zip(classes if told else [], places, strict=True):
+    places = label_places(points, labels, 0.065 * longest) if len(classes) else np.empty((0, 2))
+    for k, place in zip(classes, places, strict=True):
         box = {"boxstyle": "circle,pad=0.25", "facecolor": TEN[k % 10], "edgecolor": "white", "linewidth": 1.2}
         ink = "white" if k in (0, 4, 8) else "black"  # whichever stands out against the class's color
         axes.annotate(str(k), place, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
@@ -130,7 +132,7 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
         axes.set_xticks([])
         axes.set_yticks([])
     legend = {"frameon": False, "fontsize": 9, "markerscale": 2, "handletextpad": 0, "columnspacing": 0.8}
-    if told:
+    if len(classes):
         figure.legend(loc="outside lower center", ncols=min(len(classes), 10), **legend)
     return figure
 
