@@ -55,6 +55,12 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     datamodule = instantiate(config.data)
     torch.manual_seed(fold(config.seed, INIT))
     latent, likelihood = instantiate(config.latent), instantiate(config.likelihood)
+    if getattr(likelihood, "of_levels", False) and datamodule.binarization != "none":
+        name = type(likelihood).__name__
+        raise UserError(
+            f"data.binarization={datamodule.binarization}: {name} is a likelihood of the 256 gray levels; use "
+            "data.binarization=none"
+        )
     encoder, decoder = _networks(config.network, latent, likelihood, datamodule.shape)
     model = instantiate(
         config.model,

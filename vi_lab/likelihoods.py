@@ -18,6 +18,8 @@ class Likelihood(nn.Module, ABC):
     levels: int = 1
     """Densities of pixels in [0, 1] are read as probabilities of so many gray levels, each 1 / levels wide, where bits
     per dimension are wanted; 1 where the nats are those of probabilities already."""
+    of_levels: bool = False
+    """Whether pixels must be the 256 gray levels k / 255, as with `data.binarization=none`."""
 
     @abstractmethod
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
@@ -85,6 +87,7 @@ class DiscretizedLogistic(Likelihood):
     """
 
     planes = 2
+    of_levels = True
     log_scales = (-7.0, 20.0)
     """Clamped to these: the authors' least one, and one from which on float32 would call all levels equal."""
 

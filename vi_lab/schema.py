@@ -488,11 +488,6 @@ def check_parts(values: dict) -> None:
     data, estimator, latent = values["data"], values["estimator"], values["latent"]
     if data["_target_"] == "vi_lab.data.MNISTDataModule" and data["source"] not in SOURCES:
         raise UserError(f"data.source={_show(data['source'])}: wanted one of {', '.join(SOURCES)}")
-    if values["likelihood"]["_target_"] == "vi_lab.likelihoods.DiscretizedLogistic" and data["binarization"] != "none":
-        raise UserError(
-            f"data.binarization={data['binarization']}: likelihood=discretized_logistic is of the 256 gray levels; "
-            "use data.binarization=none"
-        )
     folds, fold = data.get("folds"), data.get("fold", 0)
     if fold and not (folds and fold < folds):
         wanted = f"0 to {folds - 1}, as data.folds={folds}" if folds else "data.folds=K with it"

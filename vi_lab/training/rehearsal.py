@@ -21,8 +21,8 @@ from vi_lab.training.trainer import make_trainer
 REPEATED = ("seed", "name", "data")
 """Nodes in which jobs may differ and be alike in what is rehearsed."""
 
-IMAGES = ("_target_", "source", "root", "size", "channels", "batch_size")
-"""What the shape of the data, and of a batch, follows from."""
+IMAGES = ("_target_", "source", "root", "size", "channels", "binarization", "batch_size")
+"""Of the data, what models follow from."""
 
 PARTS = ("data", "latent", "network", "likelihood", "objective", "estimator", "model")
 
