@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import config, run, write_idx
-
-REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+from tests.support import REAL_DATA, config, run, write_idx
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,6 +27,7 @@ SMALL = ["data=digits", "trainer.max_epochs=2", "figures=false", "network.encode
          "evaluation.samples=10"]  # fmt: skip
 TIME_LIMIT = 600
 """Seconds that a process may take; ends what hangs, measures nothing: the longest takes 30 s on an idle machine."""
+REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 ESTIMATORS = sorted(path.stem for path in (CONFIG_DIR / "estimator").glob("*.yaml"))
 
 

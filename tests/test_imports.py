@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vi_lab"
 
 ROOMS = [
-    {"version", "errors", "adapters"},
+    {"version", "errors", "machine", "adapters"},
     {"arguments", "console", "schema", "seeding", "noise", "distributions", "schedules"},
     {"estimators"},
     {"latents", "priors", "likelihoods", "networks", "objectives", "data"},

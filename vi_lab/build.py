@@ -13,8 +13,13 @@ from vi_lab.config import explain, plain
 from vi_lab.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vi_lab.data import MNISTDataModule
+    from vi_lab.data.sources import Shape
     from vi_lab.estimators import GradientEstimator
+    from vi_lab.latents import Latent
+    from vi_lab.likelihoods import Likelihood
     from vi_lab.models import VAE
 
 
@@ -52,16 +57,22 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
 
     datamodule = instantiate(config.data)
     torch.manual_seed(fold(config.seed, INIT))
-    latent = instantiate(config.latent)
+    latent, likelihood = instantiate(config.latent), instantiate(config.likelihood)
+    if getattr(likelihood, "of_levels", False) and datamodule.binarization != "none":
+        name = type(likelihood).__name__
+        raise UserError(
+            f"data.binarization={datamodule.binarization}: {name} is a likelihood of the 256 gray levels; use "
+            "data.binarization=none"
+        )
     shape = datamodule.shape
-    encoder = instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size)
+    encoder, decoder = _networks(config.network, latent, likelihood, shape)
     rates = {part: own for part, node in plain(config.optimizer_groups).items() if (own := _given(node))}
     model = instantiate(
         config.model,
         latent=latent,
         encoder=Centered(encoder, shape) if config.network.center else encoder,
-        decoder=instantiate(config.network.decoder, shape=shape, latent_size=latent.size),
-        likelihood=instantiate(config.likelihood),
+        decoder=decoder,
+        likelihood=likelihood,
         objective=instantiate(config.objective),
         estimator=build_estimator(config.estimator),
         optimizer=instantiate(config.optimizer),
@@ -88,6 +99,47 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
 
 def _given(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if value is not None}
+
+
+def _networks(config: DictConfig, latent: Latent, likelihood: Likelihood, shape: Shape) -> tuple[nn.Module, nn.Module]:
+    """The encoder and the decoder. Classes of the user's own are tried on images of zeros.
+
+    Raises:
+        UserError: one of them does not map (N, *shape) to (N, feature_size), or (N, latent_size) to what the
+            likelihood wants of it.
+    """
+    output = (getattr(likelihood, "planes", 1) * shape[0], *shape[1:])  # which any module may be
+    encoder = instantiate(config.encoder, shape=shape, feature_size=latent.feature_size)
+    decoder = instantiate(config.decoder, shape=output, latent_size=latent.size)
+    _try_network("encoder", config, encoder, tuple(shape), (latent.feature_size,))
+    _try_network("decoder", config, decoder, (latent.size,), output)
+    return encoder, decoder
+
+
+def _try_network(name: str, config: DictConfig, network: Any, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    import torch
+    from torch import nn
+
+    target = config[name]._target_
+    if target.startswith("vi_lab."):
+        return
+    where = f"network.{name}._target_={target}"
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{where}: wanted a torch.nn.Module, got {type(network).__name__}")
+    images, training = 2, network.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = network.eval()(torch.zeros(images, *given))
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{where}: fails on an input of shape {(images, *given)}: {one_line(error)}") from error
+    finally:
+        network.train(training)
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if found != (images, *wanted):
+        raise UserError(
+            f"{where}: wanted {(images, *wanted)} from an input of shape {(images, *given)}, got {found}; see "
+            "docs/tutorials/own_model.md"
+        )
 
 
 def _lr_scheduler(node: DictConfig) -> dict[str, Any] | None:

@@ -83,8 +83,9 @@ class Evaluation:
 
     metrics: dict[str, float]
     """negative_elbo, reconstruction, kl: E_q[-log p(x|z)] by K samples, the KL exact.
-    nll: the importance-sampled -log p(x) (see `importance_weighted`); bits_per_dimension: nll / (pixels log 2), or
-    negative_elbo / (pixels log 2) where the posterior is certain and there is no nll.
+    nll: the importance-sampled -log p(x) (see `importance_weighted`); bits_per_dimension: nll / (dimensions log 2), and
+    8 more where nats are of densities, as of 256 gray levels (see `Likelihood.levels`). Where the posterior is certain
+    there is no nll, and they are those of the negative_elbo.
     effective_samples: (sum w)^2 / sum w^2, mean over images: close to 1, the nll is still far above the truth.
     active_units, code_perplexity, codes_used: see `units`.
     mutual_information, marginal_kl: see `mutual_information`; only where the posterior is one of `exponential_family`.
@@ -151,7 +152,7 @@ def evaluate(
         raise ValueError(f"samples and images must be at least 1, got {samples} and {images}")
     blocks: list[_Block] = []
     relaxed: list[Tensor] = []  # by batch, while blocks are smaller
-    done, interrupted, binary, certain, shape = 0, False, True, False, torch.Size()
+    done, interrupted, binary, levels, certain, shape = 0, False, True, True, False, torch.Size()
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     estimator: Any = getattr(model, "estimator", None)
@@ -165,6 +166,7 @@ def evaluate(
                 if not len(x):
                     break
                 binary, shape = binary and bool(((x == 0) | (x == 1)).all()), x.shape[1:]
+                levels = levels and bool(((255 * x).round() - 255 * x).abs().max() < 1e-3)
                 certain = isinstance(base(model.posterior(x[:1].to(dtype))), NearestCode)
                 samples = 1 if certain else samples  # they would all be equal
                 if relaxes:
@@ -191,7 +193,9 @@ def evaluate(
             raise ValueError("there are no images to evaluate")
         whole = _Block(*map(torch.cat, zip(*blocks, strict=True)))
         done = len(whole.kl)
-        per_image = _per_image(whole, math.prod(shape), certain)
+        likelihood = getattr(model, "likelihood", None)
+        finer = math.log2(getattr(likelihood, "levels", 1))
+        per_image = _per_image(whole, math.prod(shape), finer, certain)
         if relaxes:
             per_image["loss_relaxed"] = torch.cat(relaxed)[:done].double()
             per_image["loss_unrelaxed"] = whole.reconstruction + objective.beta * whole.kl
@@ -205,7 +209,7 @@ def evaluate(
     if "perplexity" in rows[0]:
         metrics["code_perplexity"] = sum(row["perplexity"] for row in rows) / len(rows)
         metrics["codes_used"] = sum(row["codes_used"] for row in rows) / len(rows)
-    notes = _notes(model, binary, certain, "mutual_information" in metrics)
+    notes = _notes(likelihood, binary, levels, certain, "mutual_information" in metrics)
     return Evaluation(metrics, rows, per_image, done, samples, interrupted, notes)
 
 
@@ -373,8 +377,12 @@ def unit_means(q: Distribution) -> Tensor:
     return q.mean.flatten(1).unsqueeze(-1)
 
 
-def _per_image(whole: _Block, pixels: int, certain: bool) -> dict[str, Tensor]:
-    """What is reported as a mean over images, (N,) float64 each."""
+def _per_image(whole: _Block, dimensions: int, finer: float, certain: bool) -> dict[str, Tensor]:
+    """What is reported as a mean over images, (N,) float64 each.
+
+    Args:
+        finer: bits per dimension that a gray level takes beyond a density.
+    """
     values = {
         "negative_elbo": whole.reconstruction + whole.kl,
         "reconstruction": whole.reconstruction,
@@ -382,10 +390,10 @@ def _per_image(whole: _Block, pixels: int, certain: bool) -> dict[str, Tensor]:
     }
     if not certain:
         nll = -whole.log_evidence
-        values |= {"nll": nll, "bits_per_dimension": nll / (pixels * math.log(2))}
+        values |= {"nll": nll, "bits_per_dimension": nll / (dimensions * math.log(2)) + finer}
         values["effective_samples"] = whole.effective_samples
     else:
-        values["bits_per_dimension"] = values["negative_elbo"] / (pixels * math.log(2))
+        values["bits_per_dimension"] = values["negative_elbo"] / (dimensions * math.log(2)) + finer
     if not whole.statistic.shape[1]:
         return values
     information = mutual_information(whole.statistic, whole.natural, whole.log_normalizer)
@@ -420,15 +428,20 @@ def units(means: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(model: Model, binary: bool, certain: bool, information: bool) -> list[str]:
+def _notes(likelihood: object, binary: bool, levels: bool, certain: bool, information: bool) -> list[str]:
+    """levels: pixels were multiples of 1/255, without noise."""
     notes = []
-    likelihood = getattr(model, "likelihood", None)
     if not binary and isinstance(likelihood, likelihoods.Bernoulli):
         notes.append("gray pixels in a Bernoulli likelihood: cross-entropies, no likelihoods; not to be compared")
     if isinstance(likelihood, likelihoods.Gaussian):
         notes.append(
-            "Gaussian likelihood: densities of pixels in [0, 1], which may exceed 1, so nats and bits may be negative; "
-            "they do not compare with those of a Bernoulli likelihood"
+            "Gaussian likelihood: densities of pixels in [0, 1], which may exceed 1, so nats may be negative; they do "
+            "not compare with those of a Bernoulli likelihood; bits per dimension are 8 more than theirs: of 256 levels"
+        )
+        notes.append(
+            "no noise in the pixels: bits per dimension bound nothing; with data.binarization=dequantize they would"
+            if levels
+            else "noise in the pixels, as of data.binarization=dequantize: bits per dimension bound those of the levels"
         )
     if certain:
         notes.append(

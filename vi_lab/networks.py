@@ -1,13 +1,14 @@
 """Encoder and decoder bodies: images to features, flat latents to images. No probability in them.
 
-Encoders map (N, *shape) -> (N, feature_size); decoders (N, latent size) -> (N, *shape). Their sizes at the latent's
-side are given by the latent, so a network config holds only what is the network's own.
+Encoders map (N, *shape) -> (N, feature_size); decoders (N, latent size) -> (N, *shape), where the likelihood may ask
+for a multiple of the image's channels. Their sizes at the latent's side are given by the latent, so a network config
+holds only what is the network's own. `norm` is None, or "layer": layer normalization before each activation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -34,13 +35,29 @@ def activation_module(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def _dense(sizes: Sequence[int], activation: str) -> list[nn.Module]:
+def _dense(sizes: Sequence[int], activation: str, norm: str | None) -> list[nn.Module]:
     """Linear layers through `sizes` with activations between them, none after the last."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-        layers += [activation_module(activation)] if i else []
+        layers += [*_norm(norm, inputs, nn.LayerNorm), activation_module(activation)] if i else []
         layers += [nn.Linear(inputs, outputs)]
     return layers
+
+
+def _norm(name: str | None, size: int, layer: Callable[[int], nn.Module]) -> list[nn.Module]:
+    """The normalization called `name`, of so many features; none where it is None."""
+    if name not in (None, "layer"):
+        raise ValueError(f"norm must be null or layer; got {name!r}")
+    return [layer(size)] if name else []
+
+
+def _layer_norm_of_images(channels: int) -> nn.Module:
+    """Layer normalization over channels and places together, with a weight per channel."""
+    return nn.GroupNorm(1, channels)
+
+
+def _before(activation: str, norm: str | None, channels: int) -> list[nn.Module]:
+    return [*_norm(norm, channels, _layer_norm_of_images), activation_module(activation)]
 
 
 class MLPEncoder(nn.Sequential):
@@ -53,9 +70,10 @@ class MLPEncoder(nn.Sequential):
         hidden: Sequence[int] = (512, 256),
         activation: str = "relu",
         output_activation: str | None = None,
+        norm: str | None = None,
     ) -> None:
         last = [activation_module(output_activation)] if output_activation else []
-        super().__init__(nn.Flatten(), *_dense([math.prod(shape), *hidden, feature_size], activation), *last)
+        super().__init__(nn.Flatten(), *_dense([math.prod(shape), *hidden, feature_size], activation, norm), *last)
 
 
 class MLPDecoder(nn.Sequential):
@@ -67,8 +85,9 @@ class MLPDecoder(nn.Sequential):
         shape: Sequence[int],
         hidden: Sequence[int] = (256, 512),
         activation: str = "relu",
+        norm: str | None = None,
     ) -> None:
-        dense = _dense([latent_size, *hidden, math.prod(shape)], activation)
+        dense = _dense([latent_size, *hidden, math.prod(shape)], activation, norm)
         super().__init__(*dense, nn.Unflatten(-1, tuple(shape)))
 
 
@@ -81,11 +100,12 @@ class ConvEncoder(nn.Sequential):
         feature_size: int,
         channels: Sequence[int] = (32, 64),
         activation: str = "relu",
+        norm: str | None = None,
     ) -> None:
         depth, height, width = _conv_grid(shape, len(channels))
         layers: list[nn.Module] = []
         for inputs, outputs in zip([shape[0], *channels], channels, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), activation_module(activation)]
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), *_before(activation, norm, outputs)]
         size = (channels[-1] if channels else depth) * height * width
         super().__init__(*layers, nn.Flatten(), nn.Linear(size, feature_size))
 
@@ -99,6 +119,7 @@ class ConvDecoder(nn.Sequential):
         shape: Sequence[int],
         channels: Sequence[int] = (64, 32),
         activation: str = "relu",
+        norm: str | None = None,
     ) -> None:
         _, height, width = _conv_grid(shape, len(channels))
         if not channels:
@@ -109,10 +130,76 @@ class ConvDecoder(nn.Sequential):
         ]
         for inputs, outputs in zip(channels, [*channels[1:], shape[0]], strict=True):
             layers += [
-                activation_module(activation),
+                *_before(activation, norm, inputs),
                 nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1),
             ]
         super().__init__(*layers)
+
+
+class Residual(nn.Module):
+    """x + convolutions(x): 3x3, twice, each after normalization and activation (He et al. 2016, arXiv 1603.05027)."""
+
+    def __init__(self, channels: int, activation: str, norm: str | None) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [*_before(activation, norm, channels), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return x + self.body(x)
+
+
+class ResNetEncoder(nn.Sequential):
+    """For each entry of `channels` a 4x4 convolution of stride 2 and `blocks` of `Residual`; then one linear layer.
+    Image sides must divide by 2^len(channels)."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        feature_size: int,
+        channels: Sequence[int] = (64, 128),
+        blocks: int = 2,
+        activation: str = "silu",
+        norm: str | None = "layer",
+    ) -> None:
+        depth, height, width = _conv_grid(shape, len(channels))
+        if not channels:
+            raise ValueError("a residual encoder needs at least one entry in channels; use network=linear")
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([depth, *channels]):
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)]
+            layers += [Residual(outputs, activation, norm) for _ in range(blocks)]
+        layers += [*_before(activation, norm, channels[-1]), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(channels[-1] * height * width, feature_size))
+
+
+class ResNetDecoder(nn.Sequential):
+    """The mirror of `ResNetEncoder`: for each entry of `channels`, `blocks` of `Residual`, then the sides doubled by
+    repeating pixels, which leaves no checkerboard, and a 3x3 convolution."""
+
+    def __init__(
+        self,
+        latent_size: int,
+        shape: Sequence[int],
+        channels: Sequence[int] = (128, 64),
+        blocks: int = 2,
+        activation: str = "silu",
+        norm: str | None = "layer",
+    ) -> None:
+        _, height, width = _conv_grid(shape, len(channels))
+        if not channels:
+            raise ValueError("a residual decoder needs at least one entry in channels; use network=linear")
+        layers: list[nn.Module] = [
+            nn.Linear(latent_size, channels[0] * height * width),
+            nn.Unflatten(-1, (channels[0], height, width)),
+        ]
+        for inputs, outputs in pairwise([*channels, channels[-1]]):
+            layers += [Residual(inputs, activation, norm) for _ in range(blocks)]
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1)]
+        last = nn.Conv2d(channels[-1], shape[0], 3, padding=1)
+        super().__init__(*layers, *_before(activation, norm, channels[-1]), last)
 
 
 def _conv_grid(shape: Sequence[int], depth: int) -> tuple[int, int, int]:

@@ -77,6 +77,7 @@ FACTOR = Rule(lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1")
 FRACTION = Rule(lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)")
 SIZE = _whole(1, 10**6)
 WIDTH = _whole(1, 10**5)
+PIXELS = _whole(1, 4096)
 STEPS = _whole(1, 10**9)
 STEPS_OR_ZERO = _whole(0, 10**9)
 LEARNING_RATE = _between(1e-30, 1e6)
@@ -179,7 +180,7 @@ KEYS: dict[str, Key] = {
     "seed": Key(SEED, INCIDENTAL | AUDIT | SHOWN | STACK),
     # data
     "data.source": Key(TEXT, SHOWN),  # of the shipped data sets; see `check_parts`
-    "data.root": Key(_text("a folder"), _EVERYWHERE | FOLDER),
+    "data.root": Key(_text("a folder or a file"), _EVERYWHERE | FOLDER),
     "data.download": Key(FLAG, _EVERYWHERE),
     "data.seed": Key(SEED, INCIDENTAL | STACK),
     "data.batch_size": Key(SIZE, SHOWN),
@@ -187,7 +188,15 @@ KEYS: dict[str, Key] = {
     "data.validation": Key(_whole(0, 10**6)),
     "data.folds": Key(_optional(_whole(2, 1000)), SHOWN),
     "data.fold": Key(_whole(0, 999), INCIDENTAL | SHOWN),
-    "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none"), SHOWN),
+    "data.binarization": Key(_one_of("dynamic", "fixed", "threshold", "none", "dequantize"), SHOWN),
+    "data.size": Key(
+        Rule(
+            lambda v: PIXELS.holds(v) or (isinstance(v, list) and len(v) == 2 and all(map(PIXELS.holds, v))),
+            "a number of pixels up to 4,096, or [ROWS,COLUMNS]",
+        ),
+        SHOWN,
+    ),
+    "data.channels": Key(Rule(lambda v: _integer(v) and v in (1, 3), "1 (gray) or 3 (color)", ("1", "3")), SHOWN),
     "data.drop_last": Key(FLAG),
     "data.test_every_epoch": Key(FLAG),
     # the model
@@ -205,6 +214,8 @@ KEYS: dict[str, Key] = {
     "network.*.hidden": Key(SIZES, SHOWN),
     "network.*.channels": Key(SIZES, SHOWN),
     "network.*.activation": Key(ACTIVATION, SHOWN),
+    "network.*.norm": Key(_optional(_one_of("layer")), SHOWN),
+    "network.*.blocks": Key(_whole(0, 1000), SHOWN),
     "network.*.output_activation": Key(_optional(ACTIVATION), SHOWN),
     "likelihood.scale": Key(POSITIVE, SHOWN),
     "likelihood.learn_scale": Key(FLAG, SHOWN),
@@ -483,8 +494,14 @@ def _path_to(path: str) -> list[str]:
     return list(accumulate(path.split("."), "{}.{}".format))
 
 
-SOURCES = ("mnist", "fashion_mnist", "kmnist", "digits")
-"""The shipped data sets."""
+SOURCES = (
+    *("mnist", "fashion_mnist", "kmnist", "digits", "binarized_mnist", "omniglot", "cifar10", "svhn"),
+    *("folder", "arrays"),
+)
+"""The shipped data sets, and the kinds of files of one's own."""
+
+OWN_FILES = ("folder", "arrays")
+"""Of these, `data.root` says which data they are."""
 
 
 _DISCRETE = ("categorical", "bernoulli", "vq")

@@ -15,6 +15,9 @@ from vi_lab.training.rehearsal import rehearse
 REFUSED = {
     "estimator=vimco samples=1": "VIMCO needs samples=2 or more, got samples=1",
     "estimator=gaussian_dreg objective.kl=analytic": "needs objective.kl=path, got analytic",
+    "likelihood=discretized_logistic": "data.binarization=dynamic: DiscretizedLogistic is .*use data.binarization=none",
+    "network=resnet network.encoder.channels=[8,8,8]": "images of 28x28 cannot be halved 3 times",
+    "data=arrays data.root=/nowhere/x.npz": "data.root=/nowhere/x.npz: wanted an .npz file",
     "network=conv network.decoder.channels=[2,2,2]": "cannot be halved 3 times",
     "optimizer=sgd +optimizer.nesterov=true": "optimizer: Nesterov momentum requires a momentum",
     "+optimizer.eps=-0.0 +optimizer.foreach=true": "`fused` and `foreach` cannot be `True` together",
@@ -30,7 +33,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("overrides", REFUSED)
 def test_a_constructors_rule_is_found_by_the_constructor(overrides: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vi_lab.training.rehearsal._memory", lambda: 64 * 2**30)
+    monkeypatch.setattr("vi_lab.training.rehearsal.memory", lambda: 64 * 2**30)
     monkeypatch.setattr("vi_lab.training.rehearsal._memory_of_gpus", lambda config: 0)
     with pytest.raises(UserError, match=REFUSED[overrides]):
         rehearse([composed(*overrides.split())])
@@ -62,6 +65,14 @@ def test_no_folder_is_left(
     monkeypatch.chdir(tmp_path)
     refusal(capsys, *command.split())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_jobs_whose_images_differ_are_each_rehearsed() -> None:
+    """As networks and likelihoods that suit one of the data sets do not suit another."""
+    overrides = ["network=conv", "network.encoder.channels=[4,4,4]", "network.decoder.channels=[4,4,4]"]
+    rehearse(check_overrides("train", [*overrides, "data=cifar10"], multirun=True))
+    with pytest.raises(UserError, match="images of 28x28 cannot be halved 3 times"):
+        rehearse(check_overrides("train", [*overrides, "data=cifar10,mnist"], multirun=True))
 
 
 def test_a_sweep_without_end_is_refused() -> None:

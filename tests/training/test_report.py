@@ -28,7 +28,7 @@ def test_rows_compare_and_have_units() -> None:
         ["relaxation_gap", "3.00", "", "", "nats"],
         ["kl", "5.00", "", "", "nats"],
         ["nll", "", "", "99.00 ± 0.25", "nats"],
-        ["bits_per_dimension", "", "", "0.1900", "bits per pixel"],
+        ["bits_per_dimension", "", "", "0.1900", "bits"],
         ["active_units", "", "", "7", "variables"],
         ["posterior_perplexity", "4.5", "", "", "classes"],
     ]

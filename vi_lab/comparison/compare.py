@@ -25,6 +25,7 @@ from vi_lab.comparison.groups import (
 from vi_lab.comparison.notes import SAME_LOSS
 from vi_lab.errors import UserError, ViLabError, one_line, printable
 from vi_lab.runs.run import Run
+from vi_lab.schema import OWN_FILES
 
 
 def compare(
@@ -94,7 +95,10 @@ def _sections(groups: list[Group], reference: str | None, select: bool) -> list[
 
 def _title(settings: dict[str, Any]) -> str:
     binarization, beta = settings["data.binarization"], settings.get("objective.beta", 1)
-    pixels = "gray pixels" if binarization == "none" else f"{binarization} binarization"
+    kinds = {"none": "gray pixels", "dequantize": "dequantized pixels"}
+    pixels = kinds.get(binarization, f"{binarization} binarization")
+    if binarization == "none" and settings["data.source"] in ("cifar10", "svhn", *OWN_FILES):  # in color, perhaps
+        pixels = "pixels of 256 levels"
     likelihood = show_value(settings["likelihood._target_"], "_target_")
     title = f"{settings['data.source']}, {pixels}, {likelihood} likelihood"
     part = settings.get("trainer.limit_test_batches", 1)

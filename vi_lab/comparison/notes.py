@@ -122,12 +122,13 @@ def gathered(found: Iterable[Note]) -> Iterator[str]:
 
 def _section_notes(section: Section, comparison: Comparison, names: _Names) -> Iterator[tuple[str, str]]:
     groups = section.groups
-    gray = groups[0].settings["data.binarization"] == "none"
-    gaussian = str(groups[0].settings["likelihood._target_"]).endswith(".Gaussian")
+    gray = groups[0].settings["data.binarization"] in ("none", "dequantize")
+    likelihood = str(groups[0].settings["likelihood._target_"])
+    gaussian = likelihood.endswith(".Gaussian")
     if gaussian:
         what = "A Gaussian likelihood is a density: its losses may be negative, and do not compare with a Bernoulli's"
         yield what, f"{what}."
-    elif gray:
+    elif gray and likelihood.endswith(".Bernoulli"):
         what = "A Bernoulli likelihood of gray pixels is not normalized: its losses bound no log-likelihood"
         yield what, f"{what}."
     if section.selection != "val/loss":

@@ -1,4 +1,4 @@
-"""MNIST and its relatives, whole in memory as uint8 on the training device."""
+"""Images, whole in memory as uint8 on the training device."""
 
 from vi_lab.data.loader import BINARIZATIONS, BatchLoader
 from vi_lab.data.module import MNISTDataModule

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vi_lab.seeding import ORDER, PIXELS, fold
 
-BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
+BINARIZATIONS = ("dynamic", "fixed", "threshold", "none", "dequantize")
 
 
 def draw_bits(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -21,13 +21,14 @@ def draw_bits(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class BatchLoader:
-    """Iterates over batches (x, label): x (B, 1, 28, 28) float32 in [0, 1].
+    """Iterates over batches (x, label): x (B, *shape) float32 in [0, 1].
 
     Args:
         images, labels: the split, on the device where batches are wanted. For "fixed" binarization the images
             hold 0 and 255 already.
         binarization: "dynamic" draws pixels anew at each access, "threshold" cuts at one half, "none" and "fixed"
-            divide by 255.
+            divide by 255. "dequantize" adds uniform noise, drawn anew too: (v + u) / 256, of which a density bounds
+            the likelihood of the 256 levels (Theis et al. 2016, arXiv 1511.01844).
         shuffle: a new order each epoch (training); otherwise file order, and the noise does not depend on the epoch,
             so that evaluations compare across epochs.
         rank, world_size: this process's shard. Training shards have equal sizes, dropping fewer than world_size
@@ -94,10 +95,13 @@ class BatchLoader:
             yield self.pixels(self.images[index], batch), self.labels[index]
 
     def pixels(self, images: Tensor, batch: int) -> Tensor:
-        """uint8 -> float32 in [0, 1], binarized."""
-        if self.binarization == "dynamic":
+        """uint8 -> float32 in [0, 1], binarized or with noise as asked for."""
+        if self.binarization in ("dynamic", "dequantize"):
             self.generator.manual_seed(fold(self.seed, PIXELS, self.shuffle, self.epoch, batch, self.rank))
-            return draw_bits(images, self.generator).float()
+            if self.binarization == "dynamic":
+                return draw_bits(images, self.generator).float()
+            noise = torch.rand(images.shape, generator=self.generator, device=images.device)
+            return noise.add_(images).div_(256)
         if self.binarization == "threshold":
             return (images > 127).float()
         return images.float().div_(255)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import cached_property
 
 import lightning
 import torch
 
 from vi_lab.data.loader import BINARIZATIONS, BatchLoader, draw_bits
-from vi_lab.data.sources import Images, load
+from vi_lab.data.sources import SOURCES, Images, Place, Shape, load
 from vi_lab.errors import UserError
 
 
 class MNISTDataModule(lightning.LightningDataModule):
-    """MNIST-shaped data, split into train, validation and test, binarized in one of four ways.
+    """Images, split into train, validation and test, binarized in one of several ways or left as they are.
 
     Args:
-        source: mnist, fashion_mnist, kmnist or digits.
-        root: torchvision's data folder (ROOT/MNIST/raw/...); not used by digits.
-        download: fetch what is absent.
+        source: one of `vi_lab.data.SOURCES`.
+        root: the folder of the published data sets, in torchvision's layout (ROOT/MNIST/raw/...); of "folder" and
+            "arrays" the folder or the file with the images; not used by digits.
+        download: fetch what is absent of a published data set.
         batch_size, eval_batch_size: images per step and device.
         validation: the last so many training images are held out; 0 trains on all.
         folds: K-fold cross-validation in place of that: the training images in K parts of equal size (but for one),
             the same ones in every run, of which the one with the number `fold`, from 0, is held out.
-        binarization: dynamic, fixed, threshold or none. "fixed" is the same draw for every run, whatever its seed.
+        binarization: dynamic, fixed, threshold, none or dequantize; see `BatchLoader`. "fixed" is the same draw for
+            every run, whatever its seed.
         drop_last: drop an incomplete last training batch.
         test_every_epoch: evaluate the test split after each epoch too, for curves.
         seed: of order and pixels.
+        size, channels: of the images of a "folder": pixels, as one number or as rows and columns; 1 or 3.
     """
-
-    shape = (1, 28, 28)
 
     def __init__(
         self,
@@ -45,6 +48,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
+        size: int | Sequence[int] | None = None,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         if binarization not in BINARIZATIONS:
@@ -55,8 +60,20 @@ class MNISTDataModule(lightning.LightningDataModule):
             raise ValueError(f"fold={fold}: wanted 0 to {folds - 1}, as folds={folds}")
         self.validation, self.binarization, self.folds, self.fold = validation, binarization, folds, fold
         self.drop_last, self.test_every_epoch, self.seed = drop_last, test_every_epoch, seed
+        self.size, self.channels = size, channels
         self.images: Images | None = None
         self.digest: str | None = None
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Channels, rows and columns of an image, known before the data are loaded. A data set of one's own overrides
+        it, by an attribute of its class, unless it is (1, 28, 28).
+
+        Raises:
+            UserError: there is no such file or folder, or what is in it has no one shape.
+        """
+        place = Place(self.source, self.root, self.download, self.size, self.channels)
+        return SOURCES[self.source].shape(place) if self.source in SOURCES else (1, 28, 28)
 
     def prepare_data(self) -> None:
         """Download in one process only; the others then find the files."""
@@ -70,7 +87,7 @@ class MNISTDataModule(lightning.LightningDataModule):
             UserError: the splits leave nothing to train on.
         """
         if self.images is None:
-            images = load(self.source, self.root, self.download)
+            images = load(self.source, self.root, self.download, self.size, self.channels)
             left = self.training_images(images)
             if left < (self.batch_size if self.drop_last else 1):
                 key = f"data.folds={self.folds}" if self.folds else f"data.validation={self.validation}"
@@ -96,8 +113,18 @@ class MNISTDataModule(lightning.LightningDataModule):
         return self.digest
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the data and move it to the trainer's device, or leave it on the CPU where there is no trainer."""
+        """Split the data and move it to the trainer's device, or leave it on the CPU where there is no trainer.
+
+        Raises:
+            UserError: a data set of one's own is not what it says of itself.
+        """
         images = self.load()
+        for split in (images.train_images, images.test_images):
+            if split.dtype != torch.uint8 or tuple(split.shape[1:]) != tuple(self.shape):
+                raise UserError(
+                    f"{type(self).__name__}: wanted uint8 images (N, {', '.join(map(str, self.shape))}), as its shape "
+                    f"says; load() gave {split.dtype} {tuple(split.shape)}"
+                )
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if self.binarization == "fixed":
             # one generator over both splits in turn: the same bits on every device and for every seed

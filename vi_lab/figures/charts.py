@@ -89,12 +89,17 @@ def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") 
 # --- latent space ---------------------------------------------------------------------------------------------
 
 
+LEGEND = 20
+"""So many classes are told apart."""
+
+
 def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") -> Figure:
-    """Points of a plane by class, told apart by color, by marker and by the class's digit where it is densest.
+    """Points of a plane by class, told apart by color, by marker and by the class's number where it is densest. One
+    class is as good as none, and of too many nobody could tell which is which: then the points are alike.
 
     Args:
         points: (N, 2).
-        labels: (N,) classes from 0 to 9.
+        labels: (N,) classes from 0 on; colors and markers repeat after ten.
         axis: what the axes are ("z" becomes z₁ and z₂); without it they have no scale.
     """
     spans = np.ptp(points, axis=0)
@@ -105,12 +110,16 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
     figure, axes = chart(width=width, height=up + (1.0 if axis else 0.6))
     figure.set_layout_engine("compressed")
     classes = np.unique(labels)
+    if not 1 < len(classes) <= LEGEND:
+        axes.scatter(*points.T, s=11, alpha=0.8, color=TEN[0], linewidths=0)
+        classes = classes[:0]
     for k in classes:
         style = {"color": TEN[k % 10], "marker": CLASS_MARKERS[k % 10], "linewidths": 0}
         axes.scatter(*points[labels == k].T, s=11, alpha=0.8, label=str(k), **style)
     axes.set_aspect("equal", adjustable="box")
     axes.margins(0.02)
-    for k, place in zip(classes, label_places(points, labels, 0.065 * longest), strict=True):
+    places = label_places(points, labels, 0.065 * longest) if len(classes) else np.empty((0, 2))
+    for k, place in zip(classes, places, strict=True):
         box = {"boxstyle": "circle,pad=0.25", "facecolor": TEN[k % 10], "edgecolor": "white", "linewidth": 1.2}
         ink = "white" if k in (0, 4, 8) else "black"  # whichever stands out against the class's color
         axes.annotate(str(k), place, ha="center", va="center", fontsize=12, weight="bold", color=ink, bbox=box)
@@ -123,7 +132,8 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str, axis: str = "") 
         axes.set_xticks([])
         axes.set_yticks([])
     legend = {"frameon": False, "fontsize": 9, "markerscale": 2, "handletextpad": 0, "columnspacing": 0.8}
-    figure.legend(loc="outside lower center", ncols=len(classes), **legend)
+    if len(classes):
+        figure.legend(loc="outside lower center", ncols=min(len(classes), 10), **legend)
     return figure
 
 

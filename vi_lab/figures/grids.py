@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +15,26 @@ from torch.nn import functional as F
 from vi_lab.figures.style import COLORS
 
 DPI = 100
+LARGEST = 64
+"""Pixels of an image's longer side, above which it is shown reduced."""
+
+
+def shown(images: Tensor) -> Tensor:
+    """Images (..., C, H, W) in [0, 1] as they are drawn, on the CPU: one channel as it is, dark ink on paper; three in
+    color; of any other number the mean, as gray. Large ones are reduced: (..., 1 or 3, H', W')."""
+    images = images.detach().float().cpu()
+    if images.shape[-3] not in (1, 3):
+        images = images.mean(-3, keepdim=True)
+    factor = math.ceil(max(images.shape[-2:]) / LARGEST)
+    if factor == 1:
+        return images
+    small = F.avg_pool2d(images.flatten(0, -4), factor, ceil_mode=True)
+    return small.unflatten(0, images.shape[:-3])
+
+
+def paper(images: Tensor) -> float:
+    """The value of an empty place in images (..., C, H, W): no ink, or white."""
+    return float(images.shape[-3] == 3)
 
 
 def montage(images: Tensor, pad: int = 1) -> Tensor:
@@ -22,9 +44,21 @@ def montage(images: Tensor, pad: int = 1) -> Tensor:
     (R * (H + 2 pad), C * (W + 2 pad), 3), where 1 is paper. float32 on the CPU.
     """
     colors = images.shape[2]
-    images = F.pad(images.detach().float().cpu(), (pad,) * 4, value=float(colors == 3))
+    images = images.detach().float().cpu()
+    images = images.clamp(0, 1) if colors == 3 else images  # where matplotlib would complain
+    images = F.pad(images, (pad,) * 4, value=paper(images))
     canvas = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (R, H, C, W, colors), then rows and columns
     return canvas if colors == 3 else canvas[..., 0]
+
+
+def sprites(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) for TensorBoard's projector, whose background is white: gray ones as dark ink, (N, 3, S, S).
+    Square, as it takes no other ones."""
+    images = shown(images).clamp(0, 1)
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    square = F.pad(images, (0, side - width, 0, side - height), value=paper(images))
+    return square if square.shape[1] == 3 else (1 - square).expand(-1, 3, -1, -1)
 
 
 def changes(images: Tensor, reference: Tensor, gain: float) -> Tensor:
@@ -41,8 +75,8 @@ def changes(images: Tensor, reference: Tensor, gain: float) -> Tensor:
 
 
 def in_rows(images: Tensor, columns: int) -> Tensor:
-    """(N, 1, H, W) -> (R, columns, 1, H, W), row by row, the last row filled up with blanks."""
-    blanks = images.new_zeros(-len(images) % columns, *images.shape[1:])
+    """(N, C, H, W) -> (R, columns, C, H, W), row by row, the last row filled up with blanks."""
+    blanks = images.new_full((-len(images) % columns, *images.shape[1:]), paper(images))
     return torch.cat([images, blanks]).unflatten(0, (-1, columns))
 
 
@@ -58,10 +92,11 @@ def image_grid(
     """A table of images.
 
     Args:
-        images: (R, C, 1, H, W) in [0, 1], 1 is ink; or (R, C, 3, H, W) in color.
+        images: (R, C, channels, H, W) in [0, 1]; of one channel 1 is ink, see `shown`.
         row_labels, column_labels: one per row, one per column.
         frames: (row, column) of the images to be framed.
     """
+    images = shown(images)
     height, width = images.shape[-2] + 2, images.shape[-1] + 2
     canvas = montage(images)
     left = 0.15 + 0.085 * max(map(len, row_labels or [""])) + 0.3 * bool(ylabel)
@@ -85,10 +120,10 @@ def manifold(images: Tensor, extent: float) -> Figure:
     """Decoded points of a square lattice in a plane of latent space, first axis to the right, second upward.
 
     Args:
-        images: (N, N, 1, H, W), row 0 at the top: the largest second coordinate.
+        images: (N, N, channels, H, W), row 0 at the top: the largest second coordinate.
         extent: the lattice covers [-extent, extent] on both axes.
     """
-    canvas = montage(images, pad=0)
+    canvas = montage(shown(images), pad=0)
     title = f"means of p(x|z) on a {len(images)} x {len(images)} lattice over [{-extent:g}, {extent:g}]²"
     figure, axes = _exact_axes(canvas, title, left=0.75, bottom=0.65)
     edge = extent + extent / (len(images) - 1)  # the outer images are centered on the border

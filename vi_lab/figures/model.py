@@ -118,7 +118,7 @@ def state_traversal(index: Tensor, variables: Tensor, codes: Tensor) -> Tensor:
 
 def originals(x: Tensor, means: Tensor, columns: int) -> Tensor:
     """A row above a table: each image (N, *shape), its mean, and blanks up to so many: (1, N * columns, *shape)."""
-    blanks = x.new_zeros(len(x), columns - 2, *x.shape[1:])
+    blanks = x.new_full((len(x), columns - 2, *x.shape[1:]), grids.paper(x))
     return torch.cat([x[:, None], means[:, None].to(x), blanks], 1).flatten(0, 1)[None].float()
 
 
@@ -176,7 +176,12 @@ def pictures(
     few = seen.x[:32]
     reconstructions = model.likelihood.mean(model.decode(model.posterior(few).sample((1,))))[0]
     pairs = torch.stack([few.float(), reconstructions.float()], 1).flatten(0, 1)  # image, reconstruction, image, ...
-    seen_as = {"dynamic": "pixels drawn anew each time", "none": "gray"}.get(datamodule.binarization, "binarized")
+    kinds = {
+        "dynamic": "pixels drawn anew each time",
+        "none": "gray" if seen.x.shape[1] == 1 else "not binarized",
+        "dequantize": "with uniform noise of one level",
+    }
+    seen_as = kinds.get(datamodule.binarization, "binarized")
     title = f"test images as the model sees them ({seen_as})"
     yield "data", grids.image_grid(grids.in_rows(seen.x[:64], 8), title)
     yield (
@@ -239,18 +244,25 @@ def _discrete(model: VAE, seen: Encoded, probabilities: Tensor) -> Iterator[tupl
     own = index[:count]
     images = decode(model, from_states(model.latent, state_traversal(own, variables, codes)))  # (R, N * K, ...)
     own_means = decode(model, from_states(model.latent, own[None]))  # (1, N, ...)
-    before = own_means.repeat_interleave(shown, 1)  # (1, N * K, ...)
     first = originals(seen.x[:count], own_means[0], shown)
-    gain = visible_gain(images - before)
+    if seen.x.shape[1] == 3:
+        table, changed = torch.cat([first.to(images), images]), ""
+    else:
+        images, first = grids.shown(images), grids.shown(first)
+        before = grids.shown(own_means).repeat_interleave(shown, 1)  # (1, N * K, ...)
+        gain = visible_gain(images - before)
+        ink = 1 - first.clamp(0, 1).expand(-1, -1, 3, -1, -1)
+        table = torch.cat([ink, grids.changes(images, before, gain)])
+        changed = f"orange: ink added, blue: ink taken away, {gain} times the change\n"
     of = "the first test image and E[x|z] at" if count == 1 else f"{count} test images, right of each E[x|z] at"
     framed = (own[:, variables, None] == codes).transpose(0, 1).flatten(1)  # (N, R, K) -> (R, N * K)
     yield (
         "codes",
         grids.image_grid(
-            torch.cat([1 - first.cpu().clamp(0, 1).expand(-1, -1, 3, -1, -1), grids.changes(images, before, gain)]),
+            table,
             f"top: {of} its codes\n"
             "below: E[x|z] with one variable changed; framed: its own code\n"
-            f"orange: ink added, blue: ink taken away, {gain} times the change\n"
+            f"{changed}"
             "the variables that say most about the image come first",
             ["", *(str(v) for v in variables.tolist())],
             [str(k) for k in codes.tolist()] * count,

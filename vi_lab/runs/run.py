@@ -3,7 +3,7 @@
     from vi_lab import load_run
     run = load_run("outputs/2026-01-31/12-00-00-rloo-s0")
     run.metrics.plot(x="epoch", y=["train/loss", "test/loss"])
-    run.sample(64)                      # (64, 1, 28, 28)
+    run.sample(64)                      # (64, 1, 28, 28) of MNIST
 
 A run folder may be somebody else's: it is read as data, see `vi_lab.runs.trust`.
 """
@@ -26,7 +26,7 @@ from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE
 from vi_lab.runs.lock import is_held
 from vi_lab.runs.trust import check_stored, inside, load_checkpoint, read_json, read_text, read_yaml
-from vi_lab.schema import INCIDENTAL, has, leaves, modernize
+from vi_lab.schema import INCIDENTAL, OWN_FILES, has, leaves, modernize
 
 if TYPE_CHECKING:
     import pandas
@@ -114,7 +114,10 @@ class Run:
     @property
     def key(self) -> tuple:
         """All that makes experiments differ, which the seed does not."""
-        return tuple(sorted((k, str(v)) for k, v in self.settings.items() if not has(k, INCIDENTAL)))
+        own = self.settings.get("data.source") in OWN_FILES  # then the files are the data set, wherever they are
+        data = [("data", str(self.environment.get("data")))] if own else []
+        settings = [(k, str(v)) for k, v in self.settings.items() if v is not None and not has(k, INCIDENTAL)]
+        return tuple(sorted(settings + data))  # without null: keys that older runs lack are null by default
 
     @cached_property
     def status(self) -> dict[str, Any]:
@@ -193,14 +196,15 @@ class Run:
         return self._built[0]
 
     def encode(self, x: Tensor) -> Distribution:
-        """q(z|x) for images x in [0, 1]: (B, 1, 28, 28), (B, 28, 28) or (28, 28)."""
+        """q(z|x) for images x in [0, 1]: (B, *shape) or shape, which is that of the run's data;
+        of one channel also (B, H, W) or (H, W)."""
         import torch
 
         with torch.no_grad():
             return self.model.posterior(self._images(x))
 
     def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
-        """Means of p(x|z) at one z from q(z|x): (B, 1, 28, 28)."""
+        """Means of p(x|z) at one z from q(z|x): (B, *shape)."""
         import torch
 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -209,7 +213,7 @@ class Run:
             return self.model.likelihood.mean(self.model.decode(z))[0]
 
     def sample(self, images: int = 64, seed: int = 0) -> Tensor:
-        """Means of p(x|z) for z from the prior: (images, 1, 28, 28)."""
+        """Means of p(x|z) for z from the prior: (images, *shape)."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
@@ -217,8 +221,9 @@ class Run:
             return self.model.sample(images)
 
     def _images(self, x: Tensor) -> Tensor:
-        shape = self.datamodule.shape
-        if x.shape[-2:] != shape[-2:] or x.ndim not in (2, 3, 4):
+        shape = tuple(self.datamodule.shape)
+        image = shape[1:] if shape[0] == 1 and tuple(x.shape[-3:]) != shape else shape
+        if tuple(x.shape[x.ndim - len(image) :]) != image or x.ndim > len(image) + 1:
             raise ValueError(f"wanted images (B, {', '.join(map(str, shape))}) in [0, 1], got {tuple(x.shape)}")
         if not (x.min() >= 0 and x.max() <= 1):  # NaN is neither
             raise ValueError(f"wanted pixels in [0, 1], got {x.min():g} to {x.max():g}")

@@ -8,6 +8,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from vi_lab.data import MNISTDataModule
+from vi_lab.figures.grids import sprites
 from vi_lab.figures.model import at_rest, encode, pictures
 from vi_lab.figures.style import reduced, render, write_png
 from vi_lab.models import VAE
@@ -63,7 +64,7 @@ def project(trainer: lightning.Trainer, model: VAE) -> None:
     writer.add_embedding(
         seen.means.flatten(1).double().cpu().round(decimals=4),  # short decimals: the file is text
         metadata=seen.labels.tolist(),
-        label_img=1 - seen.x.float().cpu(),  # dark ink, as the projector's background is white
+        label_img=sprites(seen.x),
         global_step=trainer.global_step,
         tag="posterior",
     )

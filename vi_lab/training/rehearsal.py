@@ -5,14 +5,13 @@ found by the constructor's own rule, for all jobs of a sweep, and a model can be
 
 from __future__ import annotations
 
-import os
-
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vi_lab.build import build, instantiate
 from vi_lab.errors import UserError, one_line
+from vi_lab.machine import memory
 from vi_lab.models import VAE
 from vi_lab.schema import leaves
 from vi_lab.training.compilation import check_compilable
@@ -22,6 +21,9 @@ from vi_lab.training.trainer import make_trainer
 
 REPEATED = ("seed", "name", "data")
 """Nodes in which jobs may differ and be alike in what is rehearsed."""
+
+IMAGES = ("_target_", "source", "root", "size", "channels", "binarization", "batch_size")
+"""Of the data, what models follow from."""
 
 PARTS = ("data", "latent", "prior", "network", "likelihood", "objective", "estimator", "model")
 
@@ -37,7 +39,8 @@ def rehearse(configs: list[dict]) -> None:
     """
     rehearsed = set()
     for values in configs:
-        label = repr([values[name] for name in sorted(values) if name not in REPEATED] + [values["data"]["batch_size"]])
+        images = [values["data"].get(key) for key in IMAGES]
+        label = repr([images, *(values[name] for name in sorted(values) if name not in REPEATED)])
         if label not in rehearsed:
             rehearsed.add(label)
             _rehearse(OmegaConf.create(values), values)
@@ -58,6 +61,8 @@ def _rehearse(config: DictConfig, values: dict) -> None:
                 check_compilable(model)
             if config.stack:
                 check_stackable(config, model)
+    elif any(not values["network"][side]["_target_"].startswith("vi_lab.") for side in ("encoder", "decoder")):
+        build(config)  # tries the user's own networks
     _take_a_step(config)
     instantiate(config.schedule)
     if config.beta_schedule._target_:
@@ -114,20 +119,12 @@ def _check_memory(config: DictConfig, model: VAE) -> None:
     rows = samples * config.data.batch_size
     floats = copies * weights + rows * (width + (1 + estimator.get("inner_samples", 0)) * model.latent.size)
     needed = floats * (2 if "16" in str(config.trainer.precision) else 4)
-    if needed > (limit := _memory()) and needed > (limit := max(limit, _memory_of_gpus(config))):
+    if needed > (limit := memory()) and needed > (limit := max(limit, _memory_of_gpus(config))):
         raise UserError(
             f"a training step would need at least {needed / 2**30:,.1f} GiB, for {weights:,} weights and {samples:,} "
             f"samples of {config.data.batch_size:,} images; this machine has {limit / 2**30:,.1f} GiB; use fewer "
             "samples, a smaller data.batch_size, network or latent"
         )
-
-
-def _memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return float("inf")
 
 
 def _memory_of_gpus(config: DictConfig) -> float:

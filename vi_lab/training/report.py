@@ -21,14 +21,14 @@ NATS = (
 )
 UNITS = {
     **dict.fromkeys(NATS, "nats"),
-    "bits_per_dimension": "bits per pixel",
+    "bits_per_dimension": "bits",
     "active_units": "variables",
     "posterior_perplexity": "classes",
     "code_perplexity": "codes",
 }
 """Of a row, in the order of the table; rows that are not here follow without one."""
 
-DIGITS = {"nats": ".2f", "bits per pixel": ".4f", "variables": "g"}
+DIGITS = {"nats": ".2f", "bits": ".4f", "variables": "g"}
 
 
 def report(terminal: Terminal, final: Mapping[str, float]) -> None:
