@@ -45,6 +45,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     """The data module and the model that a config describes, with the weights of its seed."""
     import torch
 
+    from vi_lab.models import PARTS
     from vi_lab.networks import Centered
     from vi_lab.objectives import ELBO
     from vi_lab.seeding import INIT, fold
@@ -54,7 +55,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     latent = instantiate(config.latent)
     shape = datamodule.shape
     encoder = instantiate(config.network.encoder, shape=shape, feature_size=latent.feature_size)
-    rates = {part: own for part, node in plain(config.optimizer_groups).items() if (own := _given(node))}
+    rates = {part: own for part in PARTS if (own := _given(config.optimizer_groups[part]))}
     model = instantiate(
         config.model,
         latent=latent,
@@ -80,8 +81,9 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     return datamodule, model
 
 
-def _given(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if value is not None}
+def _given(node: DictConfig) -> dict[str, Any]:
+    """What a part of the model has of its own."""
+    return {key: node[key] for key in ("lr", "weight_decay") if node[key] is not None}
 
 
 def _lr_scheduler(node: DictConfig) -> dict[str, Any] | None:
