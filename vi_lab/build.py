@@ -51,6 +51,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     import torch
 
     from vi_lab.distributions import first
+    from vi_lab.models import PARTS
     from vi_lab.networks import Centered
     from vi_lab.objectives import ELBO
     from vi_lab.seeding import INIT, fold
@@ -66,7 +67,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         )
     shape = datamodule.shape
     encoder, decoder = _networks(config.network, latent, likelihood, shape)
-    rates = {part: own for part, node in plain(config.optimizer_groups).items() if (own := _given(node))}
+    rates = {part: own for part in PARTS if (own := _given(config.optimizer_groups[part]))}
     model = instantiate(
         config.model,
         latent=latent,
@@ -97,8 +98,9 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     return datamodule, model
 
 
-def _given(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if value is not None}
+def _given(node: DictConfig) -> dict[str, Any]:
+    """What a part of the model has of its own."""
+    return {key: node[key] for key in ("lr", "weight_decay") if node[key] is not None}
 
 
 def _networks(config: DictConfig, latent: Latent, likelihood: Likelihood, shape: Shape) -> tuple[nn.Module, nn.Module]:

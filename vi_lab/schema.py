@@ -597,9 +597,9 @@ def check_parts(values: dict) -> None:
             f"beta_schedule: estimator {values['name']} depends on one beta, estimator.beta={estimator['beta']}, "
             "throughout; leave beta_schedule= out"
         )
+    epochs = values["trainer"].get("max_epochs")
     for path, value in leaves(values.get("callbacks") or {}, "callbacks"):
-        if path.endswith(".start_epoch") and _number(value) and value >= values["trainer"]["max_epochs"]:
-            epochs = values["trainer"]["max_epochs"]
+        if path.endswith(".start_epoch") and _number(value) and _number(epochs) and value >= epochs:
             raise UserError(f"{path}={value}: wanted less than trainer.max_epochs={epochs}, or nothing is averaged")
     if "max_states" in estimator and kind is not None:
         states = latent.get("classes", 2) ** (latent["variables"] * latent.get("layers", 1))
