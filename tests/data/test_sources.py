@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tests.support import REAL_DATA, compose, config, refusal, run, write_idx
 from vi_lab.build import build
+from vi_lab.comparison.compare import _title
 from vi_lab.data import SOURCES, Images, MNISTDataModule, load
 from vi_lab.errors import UserError, ViLabError
 from vi_lab.runs import load_run
@@ -453,3 +454,10 @@ def test_dequantized_pixels_lie_in_their_level_and_are_drawn_anew(tmp_path: Path
     assert torch.equal(x, drawn(data, "test", 7))
     assert torch.equal(drawn(data, "train", 3), drawn(data, "train", 3))
     assert not torch.equal(drawn(data, "train", 3).sort(0).values, drawn(data, "train", 4).sort(0).values)
+
+
+def test_titles_of_comparisons_say_what_the_pixels_were() -> None:
+    settings = {"data.source": "mnist", "data.binarization": "dequantize", "likelihood._target_": "a.Gaussian"}
+    assert _title(settings).startswith("mnist, dequantized pixels, ")
+    color = {**settings, "data.source": "cifar10", "data.binarization": "none"}
+    assert _title(color).startswith("cifar10, pixels of 256 levels, ")
