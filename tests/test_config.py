@@ -25,7 +25,8 @@ GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name !=
 def test_every_choice_of_every_group_composes(group: str) -> None:
     for path in (CONFIG_DIR / group).glob("*.yaml"):
         # some need an estimator that takes them
-        suited = {"latent": "reinforce", "latent/vq": "vq", "objective/relaxed": "concrete"}
+        suited = {"latent": "reinforce", "latent/vq": "vq", "objective/relaxed": "concrete",
+                  "prior/mixture": "gaussian", "prior/vamp": "gaussian"}  # fmt: skip
         estimator = suited.get(f"{group}/{path.stem}", suited.get(group))
         composed(f"{group}={path.stem}", *([f"estimator={estimator}"] if estimator else []))
 

@@ -130,7 +130,8 @@ def own_config(*overrides: str) -> DictConfig:
     """Composed as in a config of one's own: without the keys of the shipped networks."""
     config = compose("data=digits", "latent=4x8")
     config.network = {
-        "encoder": {"_target_": "own_nets.Encoder"}, "decoder": {"_target_": "own_nets.Decoder"}
+        "center": False, "output_bias": False,
+        "encoder": {"_target_": "own_nets.Encoder"}, "decoder": {"_target_": "own_nets.Decoder"},
     }  # fmt: skip
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
