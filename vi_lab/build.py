@@ -54,6 +54,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     from vi_lab.models import PARTS
     from vi_lab.networks import Centered
     from vi_lab.objectives import ELBO
+    from vi_lab.priors import Fixed
     from vi_lab.seeding import INIT, fold
 
     datamodule = instantiate(config.data)
@@ -67,7 +68,12 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         )
     shape = datamodule.shape
     encoder, decoder = _networks(config.network, latent, likelihood, shape)
-    rates = {part: own for part in PARTS if (own := _given(config.optimizer_groups[part]))}
+    prior = instantiate(config.prior, latent=latent, shape=shape)
+    more = {  # only what there is: a model of one's own may not know of it
+        "optimizer_groups": {part: own for part in PARTS if (own := _given(config.optimizer_groups[part]))},
+        "p_z": None if isinstance(prior, Fixed) else prior,
+        "deeper": [build_estimator(config.estimator) for _ in range(latent.layers - 1)],
+    }
     model = instantiate(
         config.model,
         latent=latent,
@@ -79,9 +85,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
         optimizer=instantiate(config.optimizer),
         lr_scheduler=_lr_scheduler(config.lr_scheduler),
         seed=config.seed,
-        p_z=instantiate(config.prior, latent=latent, shape=shape),
-        deeper=[build_estimator(config.estimator) for _ in range(latent.layers - 1)],
-        **({"optimizer_groups": rates} if rates else {}),  # a model of one's own may not know them
+        **{name: argument for name, argument in more.items() if argument},
     )
     q = first(latent(torch.zeros(1, latent.feature_size)))
     model.estimator.materialize(q, torch.zeros(1, *shape))
