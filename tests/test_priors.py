@@ -193,6 +193,7 @@ def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture) -> 
     assert "prior=fixed or prior=factorized" in refusal(capsys, "train", "estimator=concrete", "prior=autoregressive")
     layered = ("train", "latent=bernoulli", "latent.layers=2")
     assert "got latent.layers=2" in refusal(capsys, *layered, "audit.every_n_steps=5")
+    assert "the audit: knows models of one" in refusal(capsys, "audit", *layered[1:])
     assert "got latent.layers=2" in refusal(capsys, *layered, "-m", "stack=2", "seed=0,1")
     states = refusal(capsys, "train", "estimator=exact", "latent=bernoulli", "latent.layers=2", "latent.variables=10")
     assert "this latent has 1.05e+06" in states

@@ -575,6 +575,7 @@ def check_parts(values: dict) -> None:
         for path, is_so in {
             "audit.every_n_steps": values["audit"]["every_n_steps"] is not None,
             "stack": values["stack"] is not None,
+            "the audit": "estimators" in values["audit"],
         }.items():
             if is_so:
                 raise UserError(f"{path}: knows models of one stochastic layer; got latent.layers={latent['layers']}")

@@ -23,7 +23,7 @@ from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.environment import environment
 from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE, Status, write_csv, write_json, write_text
 from vi_lab.runs.run import Run, load_run, load_weights
-from vi_lab.schema import AUDIT, has, latent_kind, marked
+from vi_lab.schema import AUDIT, check_parts, has, latent_kind, marked
 from vi_lab.training.process import prepare_process
 from vi_lab.training.start import Source, center
 
@@ -75,6 +75,7 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
             OmegaConf.update(stored, key, override.value())
     stored.accelerator = config.accelerator
     stored.audit, stored.run = config.audit, config.run
+    check_parts(plain(stored))
     return stored
 
 
