@@ -126,9 +126,12 @@ def test_likelihood_and_bound_are_exact_within_their_errors(kind: str) -> None:
     assert result.metrics["negative_elbo"] == pytest.approx(result.metrics["reconstruction"] + result.metrics["kl"])
     # the estimate of p(x) is unbiased, and its relative error follows from the weights
     with torch.no_grad():
-        _, _, log_evidence, effective = importance_weighted(
+        _, _, log_evidence, effective, kl = importance_weighted(
             model.posterior(x), model.latent.prior(), model.nats(x), 40_000
         )
+    known = kl_divergence(model.posterior(x), model.latent.prior()).detach()
+    assert (kl - known).abs().max() < 0.1  # of 40,000 samples
+    assert alarm(kl - known) < THRESHOLD
     error = ((40_000 / effective - 1) / 40_000).sqrt()
     assert error.max() < 0.1
     assert (((log_evidence - exact["log_evidence"]).exp() - 1).abs() / error).max() < THRESHOLD

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tests.support import SMALL, composed, refusal, small_vae, train
 from vi_lab import evaluation
 from vi_lab.distributions import enumerate_support, kl_divergence, kl_or_estimate, log_prob
-from vi_lab.estimators import Pathwise, StraightThrough, VectorQuantization
+from vi_lab.estimators import Concrete, Pathwise, StraightThrough, VectorQuantization
 from vi_lab.latents import VQ, Bernoulli, Categorical, Gaussian, Latent
-from vi_lab.objectives import ELBO
+from vi_lab.objectives import ELBO, RelaxedELBO
 from vi_lab.priors import Autoregressive, Factorized, Mixture, Prior, VampPrior
 from vi_lab.runs.run import Run
 
@@ -214,3 +214,31 @@ def test_a_config_of_before_there_were_priors_is_read(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(values))
     assert Run(tmp_path).model.prior().event_shape == Run(tmp_path).model.latent.event_shape
     assert composed(*SMALL)["prior"] == {"_target_": "vi_lab.priors.Fixed"}
+
+
+@pytest.mark.parametrize("latent", [Categorical(3, 4, layers=2), Bernoulli(5, layers=2)])
+def test_logits_of_all_layers_and_priors_keep_their_digits(latent: Latent) -> None:
+    prior = learned(Autoregressive, latent, size=4).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q, p = latent(torch.randn(2, latent.feature_size)), prior(latent, no_posterior)
+        z = q.sample((3,))
+        for given, layer in q.pairs(z):
+            assert given.base_dist.logits.dtype == torch.float32
+            assert log_prob(given, layer).dtype == torch.float32
+        assert log_prob(p, z).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_layers_and_priors_train_in_every_precision(tmp_path: Path, precision: str) -> None:
+    small = ["estimator=rebar", "latent=bernoulli", "latent.variables=4", "latent.layers=2", "prior=autoregressive"]
+    final = train(tmp_path, *small, "prior.size=4", f"trainer.precision={precision}", "trainer.max_epochs=1")
+    assert final["test/loss"] > 0
+
+
+def test_of_layers_jointly_only_the_first_estimator_learns() -> None:
+    latent = Bernoulli(3, layers=2)
+    concrete = [Concrete(learn_temperature=True) for _ in range(2)]
+    model = small_vae(latent, concrete[0], RelaxedELBO(), deeper=concrete[1:])
+    loss, _ = model.losses(torch.rand(4, *SHAPE).round())
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -174,7 +174,8 @@ def decoder_evaluations(model: TrainedModel, shape: tuple[int, ...]) -> float:
     estimator.eval()
     deeper.eval()
     with torch.random.fork_rng(devices=[]):
-        return Bench(model, torch.zeros(2, *shape), deeper=deeper).draw(estimator, model.objective, 1)[2]
+        x = torch.zeros(2, *shape, dtype=next(model.encoder.parameters(), torch.zeros(())).dtype)
+        return Bench(model, x, deeper=deeper).draw(estimator, model.objective, 1)[2]
 
 
 class Bench:

@@ -28,7 +28,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategoric
 from torch.nn import functional as F
 
 from vi_lab import likelihoods
-from vi_lab.distributions import NearestCode, base, first, gaussian, kl_or_estimate, log_prob, perplexity, sample
+from vi_lab.distributions import NearestCode, base, first, gaussian, kl_divergence, log_prob, perplexity, sample
 from vi_lab.latents import Latent
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
@@ -82,7 +82,8 @@ class Evaluation:
     """What `evaluate` returns."""
 
     metrics: dict[str, float]
-    """negative_elbo, reconstruction, kl: E_q[-log p(x|z)] by K samples, the KL exact.
+    """negative_elbo, reconstruction, kl: E_q[-log p(x|z)] by K samples, and the KL exact, or by K samples
+    too where no closed form is known.
     nll: the importance-sampled -log p(x) (see `importance_weighted`); bits_per_dimension: nll / (dimensions log 2), and
     8 more where nats are of densities, as of 256 gray levels (see `Likelihood.levels`). Where the posterior is certain
     there is no nll, and they are those of the negative_elbo.
@@ -260,8 +261,9 @@ def _relaxed_loss(
 def _block(model: Model, x: Tensor, dtype: torch.dtype, samples: int, seeds: tuple[int, ...]) -> _Block:
     """All that is wanted of a few images x (B, *shape)."""
     q, p, nats = model.posterior(x.to(dtype)), prior_of(model), model.nats(x)
-    z, reconstruction, log_evidence, effective = importance_weighted(q, p, nats, samples, seeds)
-    kl = _double(kl_or_estimate(q, p, z[None]))
+    z, reconstruction, log_evidence, effective, kl = importance_weighted(q, p, nats, samples, seeds)
+    with suppress(NotImplementedError):  # then it is by samples
+        kl = _double(kl_divergence(q, p))
     empty = kl.new_zeros(len(kl), 0)
     family = exponential_family(q, z) if has_exponential_family(q) else (empty, empty, kl.new_zeros(len(kl)))
     kept = (reconstruction, kl, log_evidence, effective, *family, unit_means(q))
@@ -274,7 +276,7 @@ def importance_weighted(
     nats: Callable[[Tensor], Tensor],
     samples: int,
     seeds: tuple[int, ...] = (0, IMPORTANCE),
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """log p(x) by importance sampling with K samples of q (Burda et al. 2016, arXiv 1509.00519, eq. 8):
 
         log 1/K sum_k w_k,   w_k = p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
@@ -288,25 +290,29 @@ def importance_weighted(
         seeds: of the draws.
 
     Returns:
-        one z (B, *event); (B,) each in float64: E_q[-log p(x|z)], log p(x), and (sum w)^2 / sum w^2.
+        one z (B, *event); (B,) each in float64: E_q[-log p(x|z)], log p(x), (sum w)^2 / sum w^2, and
+        E_q[log q(z|x) - log p(z)], the KL by K samples.
     """
     device, images = first(q).mean.device, q.batch_shape[0]
     generator = torch.Generator(device).manual_seed(fold(*seeds))
     most = max(1, _rows(device) // images)
     chunk = -(-samples // -(-samples // most))  # of equal size, as far as possible
 
-    def weigh(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One z, and sums over `size` samples of the cost, and of the weights and their squares in log space."""
+    def weigh(size: int) -> tuple[Tensor, ...]:
+        """One z, and sums over `size` samples of the cost, of the weights and their squares in log space, and of
+        log p(z) - log q(z|x)."""
         z = sample(q, size, generator)
         cost = _double(nats(z))  # (S, B)
-        log_weight = _double(log_prob(p, z) - log_prob(q, z)) - cost
-        return z[0].clone(), cost.sum(0), log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+        log_ratio = _double(log_prob(p, z) - log_prob(q, z))
+        log_weight = log_ratio - cost
+        return z[0].clone(), cost.sum(0), log_weight.logsumexp(0), (2 * log_weight).logsumexp(0), log_ratio.sum(0)
 
     chunks = [weigh(min(chunk, samples - first)) for first in range(0, samples, chunk)]
-    z, costs, sums, squares = zip(*chunks, strict=True)
+    z, costs, sums, squares, ratios = zip(*chunks, strict=True)
     log_sum, log_squares = torch.stack(sums).logsumexp(0), torch.stack(squares).logsumexp(0)
     reconstruction = torch.stack(costs).sum(0) / samples
-    return z[-1], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp()
+    kl = -torch.stack(ratios).sum(0) / samples
+    return z[-1], reconstruction, log_sum - math.log(samples), (2 * log_sum - log_squares).exp(), kl
 
 
 def has_exponential_family(q: Distribution) -> bool:

@@ -45,7 +45,7 @@ class Latent(nn.Module, ABC):
 
     def forward(self, features: Tensor) -> Distribution:
         """`posterior` of features in at least float32, since logits and scales need its digits."""
-        return self.posterior(features.to(torch.promote_types(features.dtype, torch.float32)))
+        return self.posterior(_precise(features))
 
     @property
     def size(self) -> int:
@@ -63,6 +63,10 @@ class Latent(nn.Module, ABC):
     def describe(self) -> str:
         """What a sample is, in words."""
         return f"{type(self).__name__} of shape {'x'.join(map(str, self.event_shape))}"
+
+
+def _precise(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _positive(**values: int) -> None:
@@ -117,10 +121,11 @@ class Discrete(Latent):
         return self.feature_size
 
     def given(self, network: nn.Module, z: Tensor) -> Distribution:
-        """The distribution of a layer given its neighbor z (*, *layer_shape)."""
+        """The distribution of a layer given its neighbor z (*, *layer_shape); logits in at least float32."""
         batch = z.shape[: z.ndim - len(self.layer_shape)]
-        seen = self.values(z).reshape(-1, *self.layer_shape)
-        return self.variables(network(seen).reshape(*batch, *self.layer_shape))
+        seen = self.values(z).reshape(-1, *self.layer_shape).to(next(network.parameters()).dtype)
+        logits = _precise(network(seen))
+        return self.variables(logits.reshape(*batch, *self.layer_shape))
 
     def posterior(self, features: Tensor) -> Distribution:
         """(B, feature_size) logits of z_1, those of a variable side by side; of several layers a `Chain`."""

@@ -21,7 +21,7 @@ from vi_lab.distributions import base, first, log_prob, nearest_code, one_hot, p
 from vi_lab.estimators.base import Cost, GradientEstimator
 from vi_lab.latents import VQ, Bernoulli, Categorical, Discrete, Gaussian, Latent
 from vi_lab.likelihoods import Likelihood
-from vi_lab.objectives import ELBO, Terms
+from vi_lab.objectives import ELBO, RelaxedELBO, Terms
 from vi_lab.priors import Fixed, Prior
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
 
@@ -135,6 +135,10 @@ class VAE(lightning.LightningModule):
         self.latent, self.encoder, self.decoder = latent, encoder, decoder
         self.likelihood, self.objective, self.estimator = likelihood, objective, estimator
         self.p_z, self.deeper = p_z or Fixed(latent, ()), nn.ModuleList(deeper)
+        if estimator.multi_sample or isinstance(
+            objective, RelaxedELBO
+        ):  # of all layers jointly: the first stands for all
+            self.deeper.requires_grad_(False)
         if lr_scheduler is not None and not {"scheduler"} <= set(lr_scheduler) <= SCHEDULER_KEYS:
             raise ValueError(
                 f"lr_scheduler needs scheduler and may have {', '.join(sorted(SCHEDULER_KEYS - {'scheduler'}))}; "

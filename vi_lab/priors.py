@@ -148,10 +148,12 @@ class Autoregressive(Prior):
 
     def logits(self, z: Tensor) -> Tensor:
         """Of each variable given those before it, for z (N, L, K) of ones and zeros or relaxed: (N, L, K)."""
-        before = self.embedding(z[:, :-1])
+        before = self.embedding(z[:, :-1].to(self.bias.dtype))
         start = before.new_zeros(len(z), 1, before.shape[-1])
-        states, _ = self.recurrent(torch.cat([start, before], 1))
-        return self.readout(states) + self.bias
+        with torch.backends.cudnn.flags(enabled=False):  # which knows no second derivative, nor one in evaluation mode
+            states, _ = self.recurrent(torch.cat([start, before], 1))
+        logits = self.readout(states) + self.bias
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()
     def draw(self, count: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
@@ -159,7 +161,7 @@ class Autoregressive(Prior):
         state, last, drawn = None, self.bias.new_zeros(count, 1, self.recurrent.input_size), []
         for bias in self.bias:
             hidden, state = self.recurrent(last, state)
-            drawn.append(choose(self.readout(hidden[:, 0]) + bias))
+            drawn.append(choose(self.readout(hidden[:, 0]) + bias).to(self.bias.dtype))
             last = self.embedding(drawn[-1])[:, None]
         return torch.stack(drawn, 1)
 

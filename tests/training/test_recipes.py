@@ -121,10 +121,11 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
 def test_parts_are_told_by_the_names_of_parameters() -> None:
     names = {
         "encoder.1.weight": None,
-        "latent.prior.logits": "prior",
-        "prior.weight": "prior",
+        "p_z.logits": "prior",
         "estimator.baseline.network.1.weight": "baseline",
+        "deeper.0.baseline.network.1.weight": "baseline",
         "estimator.eta": "control_variate",
+        "deeper.1.eta": "control_variate",
         "latent.codebook": None,
     }
     assert {name: part_of(name) for name in names} == names
@@ -375,3 +376,23 @@ def test_a_stack_has_a_weight_of_the_kl_for_each_run(tmp_path: Path) -> None:
     assert all(isinstance(loss, float) for loss in losses)
     first = [float(read_rows(job.folder)[0]["train/beta"]) for job in jobs]
     assert first == pytest.approx([11 / 18, 0.5 + 0.5 * 11 / 18])
+
+
+def test_numbers_of_the_config_are_not_those_of_the_other_run(whole: Callable[..., Path], tmp_path: Path) -> None:
+    small = ["estimator=concrete", "latent=2x10", "likelihood=gaussian", "data.binarization=none"]
+    source = whole(*small, "likelihood.scale=1.0", "trainer.max_epochs=1")
+    train(tmp_path, *small, f"init_from={source}", "estimator.prior_temperature=0.2", "trainer.max_epochs=1")
+    weights = load_run(tmp_path).model.state_dict()
+    assert weights["likelihood.log_scale"].exp().item() == pytest.approx(0.1)
+    assert weights["estimator.prior_temperature"].item() == pytest.approx(0.2)
+
+
+def test_a_run_in_double_precision_begins_with_those_of_another(whole: Callable[..., Path], tmp_path: Path) -> None:
+    source = whole("latent=2x10")
+    train(tmp_path, "latent=2x10", f"init_from={source}", "trainer.precision=64-true", "trainer.max_epochs=1")
+    assert {p.dtype for p in load_run(tmp_path).model.parameters()} == {torch.float64}
+
+
+def test_averages_are_of_weights_and_not_of_temperatures(tmp_path: Path) -> None:
+    train(tmp_path, "callbacks=weight_averaging", "schedule=linear", "schedule.steps=3", "schedule.end=0.1")
+    assert load_run(tmp_path).model.estimator.temperature.item() == pytest.approx(0.1)

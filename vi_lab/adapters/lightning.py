@@ -90,7 +90,7 @@ class EqualWeightAveraging(WeightAveraging):
     """
 
     def __init__(self, start_epoch: int) -> None:
-        super().__init__()
+        super().__init__(use_buffers=False)  # temperatures and moving averages are those of the moment
         if start_epoch < 0:
             raise ValueError(f"start_epoch must not be negative, got {start_epoch}")
         self.start_epoch = start_epoch

@@ -63,7 +63,8 @@ class Source:
         return {"run": str(self.run.folder.resolve()), "sha256": self.digest}
 
     def fitting(self, model: VAE, estimator: str) -> tuple[dict[str, Any], set[str]]:
-        """The weights for a model, and which of its parts begin anew, as `ANEW` calls them.
+        """The weights for a model, and which of its parts begin anew, as `ANEW` calls them. Numbers of the config that
+        are kept as buffers, such as a fixed scale, are the model's own.
 
         Args:
             estimator: the model's, as its config has it.
@@ -80,8 +81,9 @@ class Source:
                     f"{_shown(self.weights, name)} there and {_shown(own, name)} here; give the latent, network and "
                     "likelihood of that run"
                 )
+        numbers = {name for name, _ in model.named_buffers() if name.startswith("likelihood.") or "temperature" in name}
         anew = {_part(name) for name in misfits} | ({"estimator"} if estimator != self.estimator else set())
-        theirs = {name: value for name, value in self.weights.items() if _part(name) not in anew}
+        theirs = {n: value for n, value in self.weights.items() if _part(n) not in anew and n not in numbers}
         return {**own, **theirs}, {part for name in own if (part := _part(name)) is not None and part in anew}
 
     def fill(self, model: VAE, config: DictConfig) -> str:
