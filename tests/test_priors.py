@@ -213,6 +213,7 @@ def test_a_config_of_before_there_were_priors_is_read(tmp_path: Path) -> None:
         del node[path[-1]]
     file.write_text(yaml.safe_dump(values))
     assert Run(tmp_path).model.prior().event_shape == Run(tmp_path).model.latent.event_shape
+    assert Run(tmp_path).settings["latent.layers"] == 1
     assert composed(*SMALL)["prior"] == {"_target_": "vi_lab.priors.Fixed"}
 
 
@@ -242,3 +243,44 @@ def test_of_layers_jointly_only_the_first_estimator_learns() -> None:
     loss, _ = model.losses(torch.rand(4, *SHAPE).round())
     loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+OWN = """
+import torch
+from torch.distributions import Independent, Normal
+from vi_lab.priors import Prior
+
+class Shifted(Prior):
+    def __init__(self, latent, shape):
+        super().__init__(latent, shape)
+        self.mean = torch.nn.Parameter(torch.zeros(latent.event_shape))
+
+    def forward(self, latent, posterior):
+        return Independent(Normal(self.mean, 1.0), 1)
+
+class Nothing(Shifted):
+    def forward(self, latent, posterior):
+        return None
+"""
+
+
+def test_a_prior_of_ones_own_is_tried_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "own_priors.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shifted = ("prior._target_=own_priors.Shifted", "data=digits")
+    assert "wanted batch shape () and event shape (30, 10)" in refusal(capsys, "train", *shifted)
+    nothing = ("prior._target_=own_priors.Nothing", "data=digits")
+    assert "wanted a torch.distributions.Distribution, got NoneType" in refusal(capsys, "train", *nothing)
+    assert train(tmp_path / "run", *shifted, "estimator=gaussian", "latent.dim=3")["test/kl"] > 0
+
+
+def test_one_average_of_weights_and_no_networks_between_layers_of_which_there_is_one(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    both = "callbacks=[weight_averaging,stochastic_weight_averaging]"
+    assert "both put averaged weights" in refusal(capsys, "train", both)
+    assert "latent.hidden=[50]" in refusal(capsys, "train", "latent.hidden=[50]")
+    assert "wanted a run folder" in refusal(capsys, "train", "init_from=''")

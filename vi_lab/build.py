@@ -91,6 +91,7 @@ def build(config: DictConfig) -> tuple[MNISTDataModule, VAE]:
     model.estimator.materialize(q, torch.zeros(1, *shape))
     for estimator in model.deeper:
         estimator.materialize(q, torch.zeros(1, *latent.layer_shape))  # its context is the layer before
+    _try_prior(config.prior._target_, model)
     if config.beta_schedule._target_:
         if not isinstance(model.objective, ELBO):
             raise UserError(f"beta_schedule: {type(model.objective).__name__} has no beta that a schedule could write")
@@ -120,6 +121,30 @@ def _networks(config: DictConfig, latent: Latent, likelihood: Likelihood, shape:
     _try_network("encoder", config, encoder, tuple(shape), (latent.feature_size,))
     _try_network("decoder", config, decoder, (latent.size,), output)
     return encoder, decoder
+
+
+def _try_prior(target: str, model: VAE) -> None:
+    """Refuse a prior of the user's own that gives no distribution over what the latent's samples are.
+
+    Raises:
+        UserError: it is one.
+    """
+    from torch.distributions import Distribution
+
+    if target.startswith("vi_lab."):
+        return
+    where, wanted = f"prior._target_={target}", tuple(model.latent.event_shape)
+    try:
+        p = model.prior()
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{where}: fails: {one_line(error)}") from error
+    if not isinstance(p, Distribution):
+        raise UserError(f"{where}: wanted a torch.distributions.Distribution, got {type(p).__name__}")
+    if (found := (tuple(p.batch_shape), tuple(p.event_shape))) != ((), wanted):
+        raise UserError(
+            f"{where}: wanted batch shape () and event shape {wanted}, as of the latent's samples; got {found[0]} and "
+            f"{found[1]}"
+        )
 
 
 def _try_network(name: str, config: DictConfig, network: Any, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -57,6 +57,10 @@ def _text(wanted: str) -> Rule:
     return Rule(lambda v: v is None or isinstance(v, str), wanted)
 
 
+def _named(wanted: str) -> Rule:
+    return Rule(lambda v: v is None or (isinstance(v, str) and v != ""), wanted)
+
+
 def _whole(low: int, high: int) -> Rule:
     return Rule(lambda v: _integer(v) and low <= v <= high, f"a whole number from {low:,} to {high:,}")
 
@@ -149,7 +153,7 @@ KEYS: dict[str, Key] = {
         ),
         AUDIT | FOLDER,
     ),
-    "init_from": Key(_text("a run folder"), SHOWN | FOLDER),
+    "init_from": Key(_named("a run folder"), SHOWN | FOLDER),
     "resume": Key(_text("a run folder or a sweep folder"), INCIDENTAL | FOLDER | JOB),
     "sweep": Key(
         Rule(
@@ -349,6 +353,13 @@ LATER: dict[str, Any] = {
 }  # fmt: skip
 """Keys that configs of older run folders lack -> the value that stands for what was done then."""
 
+_ONE_LAYER: dict[str, Any] = {"layers": 1, "hidden": [], "activation": "tanh"}
+LATER_OF_LATENTS: dict[str, dict[str, Any]] = {
+    "vi_lab.latents.Categorical": _ONE_LAYER,
+    "vi_lab.latents.Bernoulli": {**_ONE_LAYER, "values": "bits"},
+}
+"""Likewise, by the latent's `_target_`."""
+
 OPEN = ("trainer", "optimizer", "lr_scheduler", "callbacks", "logger", "hydra")
 """Nodes to which `+NODE.KEY=VALUE` may add: they reach constructors of other libraries."""
 
@@ -394,6 +405,8 @@ def modernize(values: dict) -> dict:
                 break
         else:
             node.setdefault(key, value)
+    if isinstance(latent := values.get("latent"), dict) and isinstance(target := latent.get("_target_"), str):
+        values["latent"] = {**LATER_OF_LATENTS.get(target, {}), **latent}
     return values
 
 
@@ -571,6 +584,11 @@ def check_parts(values: dict) -> None:
     if kind is not None and kind not in PRIORS.get(prior, (kind,)):
         fitting = " or ".join(f"latent={name}" for name in PRIORS[prior])
         raise UserError(f"prior {prior} does not work with a {kind} latent; leave prior= out or use {fitting}")
+    if latent.get("hidden") and latent.get("layers", 1) == 1:
+        raise UserError(
+            f"latent.hidden={latent['hidden']}: is of the networks between stochastic layers, of which there is one; "
+            "use network.encoder.hidden and network.decoder.hidden, or latent.layers=2"
+        )
     if latent.get("layers", 1) > 1:
         for path, is_so in {
             "audit.every_n_steps": values["audit"]["every_n_steps"] is not None,
@@ -599,7 +617,13 @@ def check_parts(values: dict) -> None:
             "throughout; leave beta_schedule= out"
         )
     epochs = values["trainer"].get("max_epochs")
-    for path, value in leaves(values.get("callbacks") or {}, "callbacks"):
+    callbacks = values.get("callbacks") or {}
+    averages = [n for n, node in callbacks.items() if str((node or {}).get("_target_")).endswith("WeightAveraging")]
+    if len(averages) > 1:
+        raise UserError(
+            f"callbacks={averages}: both put averaged weights in place of the trained ones; choose one".replace("'", "")
+        )
+    for path, value in leaves(callbacks, "callbacks"):
         if path.endswith(".start_epoch") and _number(value) and _number(epochs) and value >= epochs:
             raise UserError(f"{path}={value}: wanted less than trainer.max_epochs={epochs}, or nothing is averaged")
     if "max_states" in estimator and kind is not None:

@@ -347,13 +347,24 @@ def test_a_file_that_holds_no_arrays(tmp_path: Path, damage: str) -> None:
         load("arrays", file)
 
 
-def test_what_does_not_fit_into_memory_is_refused_by_its_header(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "some.npz", "w") as archive:
+def write_headers(file: Path, shape: tuple[int, ...]) -> None:
+    """Arrays of which there is nothing but what they say of themselves."""
+    with zipfile.ZipFile(file, "w") as archive:
         for name in ("train", "test"):
             head = io.BytesIO()
-            header = {"descr": "|u1", "fortran_order": False, "shape": (2**32, 3, 64, 64)}
-            np.lib.format.write_array_header_1_0(head, header)
+            np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
             archive.writestr(f"{name}.npy", head.getvalue())
+
+
+@pytest.mark.parametrize("shape", [(-5, 8, 8), (True, 8, 8), (5, 2**62, 2**62), (2**62, 8, 8), (5, 0, 8)])
+def test_what_no_array_is_shaped_like_is_refused_by_its_header(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_headers(tmp_path / "some.npz", shape)
+    with pytest.raises(UserError, match=r"wanted images \(N, H, W\) or \(N, C, H, W\); found shape"):
+        load("arrays", tmp_path / "some.npz")
+
+
+def test_what_does_not_fit_into_memory_is_refused_by_its_header(tmp_path: Path) -> None:
+    write_headers(tmp_path / "some.npz", (2**32, 3, 64, 64))
     wanted = r"8,589,934,592 images of 3x64x64 are 98,304\.0 GiB as uint8, and this machine's memory is"
     with pytest.raises(UserError, match=wanted):
         load("arrays", tmp_path / "some.npz")

@@ -151,7 +151,8 @@ class Group:
         """Kind and sizes of the latent, such as "Categorical 20x10"."""
         kind = str(self.settings["latent._target_"]).rpartition(".")[2]
         sizes = [str(self.settings[f"latent.{k}"]) for k in ("variables", "classes", "dim") if f"latent.{k}" in self]
-        return printable(f"{kind} {'x'.join(sizes)}")
+        layers = self.settings.get("latent.layers", 1)
+        return printable(f"{kind} {'x'.join(sizes)}{f', {layers} layers' * (layers != 1)}")
 
     @property
     def notes(self) -> str:

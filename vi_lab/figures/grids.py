@@ -17,17 +17,21 @@ from vi_lab.figures.style import COLORS
 DPI = 100
 LARGEST = 64
 """Pixels of an image's longer side, above which it is shown reduced."""
+SMALLEST = 28
+"""Pixels across, below which it is shown some times as large, or labels would not fit below it."""
 
 
 def shown(images: Tensor) -> Tensor:
     """Images (..., C, H, W) in [0, 1] as they are drawn, on the CPU: one channel as it is, dark ink on paper; three in
-    color; of any other number the mean, as gray. Large ones are reduced: (..., 1 or 3, H', W')."""
+    color; of any other number the mean, as gray. Large ones are reduced, small ones enlarged: (..., 1 or 3, H', W')."""
     images = images.detach().float().cpu()
     if images.shape[-3] not in (1, 3):
         images = images.mean(-3, keepdim=True)
-    factor = math.ceil(max(images.shape[-2:]) / LARGEST)
+    height, width = images.shape[-2:]
+    factor = math.ceil(max(height, width) / LARGEST)
     if factor == 1:
-        return images
+        larger = min(math.ceil(SMALLEST / width), LARGEST // max(height, width))
+        return images.repeat_interleave(larger, -1).repeat_interleave(larger, -2) if larger > 1 else images
     small = F.avg_pool2d(images.flatten(0, -4), factor, ceil_mode=True)
     return small.unflatten(0, images.shape[:-3])
 

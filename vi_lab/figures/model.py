@@ -255,6 +255,7 @@ def _discrete(model: VAE, seen: Encoded, probabilities: Tensor) -> Iterator[tupl
         table = torch.cat([ink, grids.changes(images, before, gain)])
         changed = f"orange: ink added, blue: ink taken away, {gain} times the change\n"
     of = "the first test image and E[x|z] at" if count == 1 else f"{count} test images, right of each E[x|z] at"
+    of_layer = f" (of the first of {model.latent.layers} layers)" * (model.latent.layers > 1)
     framed = (own[:, variables, None] == codes).transpose(0, 1).flatten(1)  # (N, R, K) -> (R, N * K)
     yield (
         "codes",
@@ -263,7 +264,7 @@ def _discrete(model: VAE, seen: Encoded, probabilities: Tensor) -> Iterator[tupl
             f"top: {of} its codes\n"
             "below: E[x|z] with one variable changed; framed: its own code\n"
             f"{changed}"
-            "the variables that say most about the image come first",
+            f"the variables that say most about the image come first{of_layer}",
             ["", *(str(v) for v in variables.tolist())],
             [str(k) for k in codes.tolist()] * count,
             "code" if shown == states else f"code (the {shown} most used of {states})",

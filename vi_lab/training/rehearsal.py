@@ -61,13 +61,17 @@ def _rehearse(config: DictConfig, values: dict) -> None:
                 check_compilable(model)
             if config.stack:
                 check_stackable(config, model)
-    elif any(not values["network"][side]["_target_"].startswith("vi_lab.") for side in ("encoder", "decoder")):
-        build(config)  # tries the user's own networks
+    elif any(not node["_target_"].startswith("vi_lab.") for node in (*_networks(values), values["prior"])):
+        build(config)  # tries the user's own
     _take_a_step(config)
     instantiate(config.schedule)
     if config.beta_schedule._target_:
         instantiate(config.beta_schedule)
     make_trainer(config, callbacks=[instantiate(node) for node in (config.get("callbacks") or {}).values()])
+
+
+def _networks(values: dict) -> list[dict]:
+    return [values["network"][side] for side in ("encoder", "decoder")]
 
 
 def _take_a_step(config: DictConfig) -> None:

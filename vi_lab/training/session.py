@@ -180,10 +180,13 @@ class Session:
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
         if self.model.estimator.multi_sample and self.model.estimator.samples == 1:
             self.voice.say("note: with one sample the importance-weighted bound is the ELBO")
+        pixels = {"none": "gray levels", "dequantize": "dequantized"}.get(
+            data.binarization, f"{data.binarization} binarization"
+        )
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         self.voice.detail(
             f"{config.name} seed {config.seed}: {self.model.latent.describe()} on {data.source} "
-            f"({images} images, {data.binarization} binarization), {optimizer}, {self.device}, {threads}"
+            f"({images} images, {pixels}), {optimizer}, {self.device}, {threads}"
         )
 
     def rewind(self) -> Path | None:

@@ -47,7 +47,7 @@ class Source:
         folder: of the run.
 
     Raises:
-        UserError: no run folder, or one of another version.
+        UserError: no run folder, one of another version, or weights that are not finite.
         ViLabError: its checkpoint is absent or damaged.
     """
 
@@ -56,6 +56,8 @@ class Source:
         self.estimator: str = self.run.config.estimator._target_
         file = self.run.checkpoint()
         self.weights: dict[str, Tensor] = load_checkpoint(file)["state_dict"]
+        if not all(weights.isfinite().all() for weights in self.weights.values()):
+            raise UserError(f"init_from={folder}: its weights are not finite; give another run")
         self.digest = hashlib.sha256(read_bytes(file, LARGEST_CHECKPOINT)).hexdigest()
 
     def record(self) -> dict[str, str]:

@@ -21,6 +21,8 @@ NAMES = {
     "test_labels": ("test_labels", "y_test"),
 }
 """What is looked for -> how it may be called."""
+MOST = (2**40, 2**16, 2**16, 2**16)
+"""Images, and lengths of their axes, are fewer."""
 _AT_ONCE = 2**24
 """Bytes that are read at a time: floats take four or eight times the memory of the uint8 that is kept of them."""
 
@@ -88,11 +90,15 @@ def _words(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
+def _possible(size: object, most: int) -> bool:
+    return type(size) is int and 0 < size < most  # a header may also hold True
+
+
 def _image_shape(file: Path, array: _Array) -> Shape:
     where, shape = f"{file}: {array.name}", array.shape
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise UserError(f"{where}: wanted uint8, or floats in [0, 1]; found {array.dtype}")
-    if len(shape) not in (3, 4) or 0 in shape:
+    if len(shape) not in (3, 4) or not all(map(_possible, shape, MOST)):
         raise UserError(f"{where}: wanted images (N, H, W) or (N, C, H, W); found shape {shape}")
     if len(shape) == 4 and shape[3] <= 4 < min(shape[1:3]):
         raise UserError(f"{where}: channels come before rows, (N, C, H, W); found shape {shape}: move its last axis")
