@@ -83,8 +83,7 @@ class Discrete(Latent):
     two layers is one network each way.
 
     Args:
-        shape: of a sample of one layer.
-        features: logits of a layer.
+        shape: of a sample of one layer, and of its logits.
         layers: T.
         hidden: sizes of the hidden layers of the networks between two stochastic layers; none: linear.
         activation: between them.
