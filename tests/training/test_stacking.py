@@ -69,7 +69,7 @@ def differing(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gumbel_softmax", "nvil"])  # relaxed, and with state of its own
 def test_a_run_of_a_stack_is_the_run_alone(kind: str, tmp_path: Path) -> None:
     """Within rounding the ordinary run, to the last bit its stack of one; with all files and the same checkpoint.
 
