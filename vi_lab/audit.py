@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vi_lab.distributions import number_of_states
 from vi_lab.estimators import VIMCO, Cost, Exact, GradientEstimator, ImportanceWeighted, LocalExpectation, Pathwise
 from vi_lab.evaluation import prior_of
-from vi_lab.latents import Latent
+from vi_lab.latents import Latent, further
 from vi_lab.objectives import ELBO
 
 BLOCKS = 20
@@ -218,8 +218,7 @@ class Bench:
             return nats(z)
 
         q = self.model.latent(features)
-        deeper = {"deeper": self.deeper} if self.deeper else {}
-        terms = objective(q, prior_of(self.model), counted, estimator, x, **deeper)
+        terms = objective(q, prior_of(self.model), counted, estimator, x, **further(self.deeper))
         (gradient,) = torch.autograd.grad(terms.loss.sum() / len(self.x), features, retain_graph=True)
         return gradient.unflatten(0, (copies, len(self.x))), terms.control_loss, evaluations / len(x)
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from vi_lab import likelihoods
 from vi_lab.distributions import NearestCode, base, first, gaussian, kl_divergence, log_prob, perplexity, sample
-from vi_lab.latents import Latent
+from vi_lab.latents import Latent, further
 from vi_lab.seeding import IMPORTANCE, fold, seed_noise
 
 ROWS = {"cpu": 1000}
@@ -253,8 +253,7 @@ def _relaxed_loss(
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         seed_noise(x.device, *seeds)
         q, p = model.posterior(x.to(dtype)), prior_of(model)
-        deeper = {"deeper": others} if (others := getattr(model, "deeper", ())) else {}
-        return objective(q, p, model.nats(x), estimator, x, **deeper).loss.cpu()
+        return objective(q, p, model.nats(x), estimator, x, **further(getattr(model, "deeper", ()))).loss.cpu()
 
 
 @torch.no_grad()  # in each thread anew

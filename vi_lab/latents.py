@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, distributions, nn
@@ -73,6 +74,12 @@ def _positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def further(deeper: Sequence[nn.Module] | nn.ModuleList) -> dict[str, Any]:
+    """Of several stochastic layers, the estimators of all but the first as the argument of an objective that it is;
+    nothing where there are none, since an objective of one's own may not know of it."""
+    return {"deeper": deeper} if len(deeper) else {}
 
 
 class Discrete(Latent):

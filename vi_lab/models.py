@@ -19,7 +19,7 @@ from torch.distributions import Distribution, Normal
 
 from vi_lab.distributions import base, first, log_prob, nearest_code, one_hot, perplexity
 from vi_lab.estimators.base import Cost, GradientEstimator
-from vi_lab.latents import VQ, Bernoulli, Categorical, Discrete, Gaussian, Latent
+from vi_lab.latents import VQ, Bernoulli, Categorical, Discrete, Gaussian, Latent, further
 from vi_lab.likelihoods import Likelihood
 from vi_lab.objectives import ELBO, RelaxedELBO, Terms
 from vi_lab.priors import Fixed, Prior
@@ -135,10 +135,8 @@ class VAE(lightning.LightningModule):
         self.latent, self.encoder, self.decoder = latent, encoder, decoder
         self.likelihood, self.objective, self.estimator = likelihood, objective, estimator
         self.p_z, self.deeper = p_z or Fixed(latent, ()), nn.ModuleList(deeper)
-        if estimator.multi_sample or isinstance(
-            objective, RelaxedELBO
-        ):  # of all layers jointly: the first stands for all
-            self.deeper.requires_grad_(False)
+        if estimator.multi_sample or isinstance(objective, RelaxedELBO):
+            self.deeper.requires_grad_(False)  # the bound is that of all layers jointly: the first stands for all
         if lr_scheduler is not None and not {"scheduler"} <= set(lr_scheduler) <= SCHEDULER_KEYS:
             raise ValueError(
                 f"lr_scheduler needs scheduler and may have {', '.join(sorted(SCHEDULER_KEYS - {'scheduler'}))}; "
@@ -247,9 +245,7 @@ class VAE(lightning.LightningModule):
         options: dict[str, Any] = {}  # an objective of one's own may know neither
         if (scheduled := getattr(self.objective, "scheduled", None)) is not None:
             options["beta"] = scheduled
-        terms = self.objective(
-            q, self.prior(), nats, self.estimator, x, **options, **({"deeper": self.deeper} if self.deeper else {})
-        )
+        terms = self.objective(q, self.prior(), nats, self.estimator, x, **options, **further(self.deeper))
         loss = terms.loss.mean()
         with torch.no_grad():
             # The estimators that do not relax have evaluated the loss at samples of the true q already.

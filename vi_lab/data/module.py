@@ -151,9 +151,8 @@ class MNISTDataModule(lightning.LightningDataModule):
             self.setup()
         images = self.splits["train"][0]
         images = (images > 127).byte() * 255 if self.binarization == "threshold" else images
-        return images.cpu().sum(0, dtype=torch.int64).double() / (
-            255 * len(images)
-        )  # whole numbers sum without rounding
+        total = images.cpu().sum(0, dtype=torch.int64).double()  # whole numbers sum without rounding
+        return total / (255 * len(images))
 
     @property
     def validation_splits(self) -> list[str]:

@@ -55,7 +55,7 @@ class Concrete(GumbelSoftmax, RelaxedDensities):
 
     def _terms_of_layers(self, q: Chain, p: Chain, cost: Cost) -> tuple[Tensor, Tensor]:
         """`terms` of z_1 and of the sum over the layers."""
-        tau, given, total = self.temperature, q.start, torch.zeros(())
+        tau, tau0, given, total = self.temperature, self.prior_temperature, q.start, torch.zeros(())
         drawn: list[tuple[Tensor, Tensor]] = []  # log z or logit z, and z
         for step in [*q.steps, None]:  # upward
             y = log_relaxed_sample(given, tau, 1 if drawn else self.samples)
@@ -63,8 +63,7 @@ class Concrete(GumbelSoftmax, RelaxedDensities):
             total = total + relaxed_log_prob(given, tau, y)
             drawn.append((y, self._relaxed(given, y)))
             given = step(drawn[-1][1]) if step else given
-        prior = p.start
-        for step, (y, z) in zip([*p.steps, None], drawn[::-1], strict=True):  # downward
-            total = total - relaxed_log_prob(prior, self.prior_temperature, y)
-            prior = step(z) if step else prior
+        layers = torch.stack([z for _, z in drawn], -1 - len(q.start.event_shape))  # (S, B, T, *layer)
+        for (prior, _), (y, _) in zip(p.pairs(layers), reversed(drawn), strict=True):  # downward
+            total = total - relaxed_log_prob(prior, tau0, y)
         return cost(drawn[0][1]), total
