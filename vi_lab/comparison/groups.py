@@ -32,7 +32,7 @@ NEEDED = (
 )
 
 
-def _rows(run: Run, name: str) -> dict[float, dict[str, float]]:
+def rows_of(run: Run, name: str) -> dict[float, dict[str, float]]:
     """A table of a run: epoch -> the numbers of its last row.
 
     Raises:
@@ -109,10 +109,10 @@ class Record:
         Raises:
             ViLabError: metrics.csv cannot be read.
         """
-        table = {epoch: row for epoch, row in _rows(self.run, "metrics.csv").items() if "step" in row}
+        table = {epoch: row for epoch, row in rows_of(self.run, "metrics.csv").items() if "step" in row}
         timing: dict[float, dict[str, float]] = {}
         with suppress(ViLabError):
-            timing = _rows(self.run, "timing.csv")
+            timing = rows_of(self.run, "timing.csv")
         known = all("seconds" in row for row in timing.values())
         seconds = dict(zip(timing, accumulate(row.get("seconds", 0.0) for row in timing.values()), strict=True))
         each = self.images_per_step * self.decoder_evaluations
