@@ -22,6 +22,7 @@ from vi_lab.estimators import (
     ReinMax,
     ReinMaxCV,
     ReinMaxRao,
+    ReinMaxRelaxed,
     StraightThrough,
     StraightThroughGumbelSoftmax,
 )
@@ -273,6 +274,24 @@ def test_reinmax_cv_would_be_biased_with_the_noise_that_gave_the_sample(kind: st
     assert worst(toy.draws(Forward(eta=1.0).double())[1], toy.exact()[1]) > 2 * THRESHOLD
 
 
+@kinds
+def test_reinmax_with_cold_relaxations_is_reinmax(kind: str) -> None:
+    results = []
+    for estimator in (ReinMaxRelaxed(temperature=1e-6), ReinMax()):
+        torch.manual_seed(0)  # both draw z first
+        results.append(observe(estimator, kind))
+    cold, plain = results
+    assert torch.equal(cold[0], plain[0])
+    torch.testing.assert_close(cold[2].mean(0), plain[2].mean(0), atol=1e-3, rtol=0)
+
+
+@kinds
+def test_reinmax_with_relaxations_is_biased_even_for_linear_costs(kind: str) -> None:
+    torch.manual_seed(0)
+    toy = problem(kind, "linear")
+    assert worst(toy.draws(ReinMaxRelaxed().double())[1], toy.exact()[1]) > 2 * THRESHOLD
+
+
 # --- decoupled temperatures ----------------------------------------------------------------------------------------
 
 
@@ -302,7 +321,8 @@ def test_the_backward_temperature_from_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    "estimator", [StraightThroughGumbelSoftmax, GappedStraightThrough, GumbelRao, ReinMax, ReinMaxRao, ReinMaxCV]
+    "estimator",
+    [StraightThroughGumbelSoftmax, GappedStraightThrough, GumbelRao, ReinMax, ReinMaxRao, ReinMaxCV, ReinMaxRelaxed],
 )
 @pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize(
@@ -338,7 +358,7 @@ def test_errors_say_what_was_wanted() -> None:
     with pytest.raises(ValueError, match="backward_temperature must be positive, got 0"):
         StraightThroughGumbelSoftmax(backward_temperature=0)
     gaussian = posterior("gaussian", torch.zeros(2, 2, 3))
-    for estimator in (GappedStraightThrough(), GumbelRao(), ReinMax(), ReinMaxRao(), ReinMaxCV()):
+    for estimator in (GappedStraightThrough(), GumbelRao(), ReinMax(), ReinMaxRao(), ReinMaxCV(), ReinMaxRelaxed()):
         with pytest.raises(TypeError, match="discrete posterior"):
             estimator(gaussian, lambda z: z.sum(-1))
 

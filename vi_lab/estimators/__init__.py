@@ -28,6 +28,7 @@ from vi_lab.estimators.reinforce import Reinforce
 from vi_lab.estimators.reinmax import ReinMax
 from vi_lab.estimators.reinmax_cv import ReinMaxCV
 from vi_lab.estimators.reinmax_rao import ReinMaxRao
+from vi_lab.estimators.reinmax_relaxed import ReinMaxRelaxed
 from vi_lab.estimators.relax import RELAX
 from vi_lab.estimators.rloo import RLOO
 from vi_lab.estimators.st_gumbel_softmax import StraightThroughGumbelSoftmax
@@ -68,6 +69,7 @@ __all__ = [
     "ReinMax",
     "ReinMaxCV",
     "ReinMaxRao",
+    "ReinMaxRelaxed",
     "Reinforce",
     "RelaxedDensities",
     "StickingTheLanding",
