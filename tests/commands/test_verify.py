@@ -182,7 +182,7 @@ def test_interrupted_runs_go_on(place: Path) -> None:
         "--config-dir",
         str(place),
     ]
-    with started(*command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
+    with started(*command, cwd=place) as process:
         folder = place / "outputs/sweeps/verify"
         deadline = time.monotonic() + TIME_LIMIT
         while len([*folder.glob("paper-rloo-*/metrics.csv")]) < 2 and time.monotonic() < deadline:
