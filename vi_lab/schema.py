@@ -204,6 +204,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.channels": Key(Rule(lambda v: _integer(v) and v in (1, 3), "1 (gray) or 3 (color)", ("1", "3")), SHOWN),
     "data.drop_last": Key(FLAG),
+    "data.steps": Key(_whole(1, 10**6), SHOWN),
     "data.test_every_epoch": Key(FLAG),
     # the model
     "latent.variables": Key(WIDTH, SHOWN),
@@ -223,6 +224,14 @@ KEYS: dict[str, Key] = {
     "network.*.norm": Key(_optional(_one_of("layer")), SHOWN),
     "network.*.blocks": Key(_whole(0, 1000), SHOWN),
     "network.*.output_activation": Key(_optional(ACTIVATION), SHOWN),
+    "likelihood.target": Key(_between(-1e6, 1e6), SHOWN),
+    "likelihood.power": Key(_between(1, 100), SHOWN),
+    "likelihood.start": Key(_between(-100, 100), SHOWN),
+    "likelihood.spread": Key(_between(0, 100), SHOWN),
+    "likelihood.instance": Key(SEED, SHOWN),
+    "likelihood.probabilities": Key(
+        _optional(_list_of(FACTOR, "a list of numbers between 0 and 1 with the sum 1", 1, 1000)), SHOWN
+    ),
     "likelihood.scale": Key(POSITIVE, SHOWN),
     "likelihood.learn_scale": Key(FLAG, SHOWN),
     # the bound and its gradient
@@ -367,6 +376,9 @@ OPEN = ("trainer", "optimizer", "lr_scheduler", "callbacks", "logger", "hydra")
 
 MAY_BE_EMPTY = ("logger", "callbacks")
 """Groups of which a run may have none."""
+
+BRINGING = ("experiment", "problem", "size")
+"""Groups without a node: their files choose from other groups and set values."""
 
 INNER = ("_target_", "_partial_", "compatible_latents", "model", "hydra")
 """Keys that are not for users to set."""

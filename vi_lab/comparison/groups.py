@@ -198,6 +198,16 @@ class Section:
     """Whether the intervals are to hold all at once."""
 
     @property
+    def toy(self) -> bool:
+        """Whether it is of a toy problem, whose losses are expected costs."""
+        return is_toy(self.groups[0].settings)
+
+    @property
+    def digits(self) -> int:
+        """Decimals of a loss: toy problems are of costs near 1."""
+        return 6 if self.toy else 2
+
+    @property
     def confidence(self) -> float:
         """Of each interval. Adjusted as Bonferroni does, over all differences that might have been looked at: from the
         named reference, or between any two groups where the data have chosen it; settings that lost are groups, too."""
@@ -243,6 +253,11 @@ class Comparison:
 
 
 # --- reading and naming ----------------------------------------------------------------------------------------------
+
+
+def is_toy(settings: dict[str, Any]) -> bool:
+    """Whether a run is of a toy problem, by its settings."""
+    return settings["data.source"] == "steps"
 
 
 def seed_of(run: Run) -> int | str:
