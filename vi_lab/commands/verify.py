@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -344,7 +345,7 @@ class Verification:
             print(printable(f"audit {number + 1} of {len(missing)}: {row.label}, seed {seed}"), flush=True)
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                with hold(folder):
+                with hold(folder), redirect_stdout(io.StringIO()):  # of the tables that it prints ours is one
                     launch([[*job, f"hydra.sweep.subdir={quote(folder.name)}"]], number)
             except UserError as error:
                 complain(f"vi-lab verify: {row.label}: {error}")
