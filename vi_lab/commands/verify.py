@@ -45,7 +45,7 @@ NAME = "verify"
 LEAN = ("figures=false", "logger=[]", "evaluation.samples=null")
 """What runs leave out that no published number asks for; a row's own settings come after."""
 DIFFER = ("seed", "data.seed", "trainer.max_epochs")
-"""In which the runs of a row differ."""
+"""In which the runs of a row differ, besides where they are run."""
 START = 5.0
 """Seconds that a run takes besides its epochs, as a guess for the plan."""
 UNKNOWN = 20.0
@@ -140,9 +140,15 @@ class Found(NamedTuple):
     """That are written."""
     wanted: int
     """That it is to have."""
-    complete: bool
+    state: str
+    """As of `vi_lab.runs.run.Run`."""
     history: dict[float, dict[str, float]]
     final: dict[str, float]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has ended well."""
+        return self.state == "completed"
 
 
 class Verification:
@@ -222,17 +228,15 @@ class Verification:
                 if _same(stored) != wanted:
                     continue
                 if row.command == "audit":
-                    complete = bool(_audited(folder))
-                    runs.append(Found(folder, int(stored["seed"]), 0, 0, complete, {}, {}))
+                    state = "completed" if _audited(folder) else "unknown"
+                    runs.append(Found(folder, int(stored["seed"]), 0, 0, state, {}, {}))
                     continue
                 run = Run(folder)
                 history = {}
                 with suppress(ViLabError):
                     history = rows_of(run, "metrics.csv")
-                complete = run.state == "completed"
                 epochs, most = int(max(history, default=0)), int(stored["trainer"]["max_epochs"])
-                final = run.final if complete else {}
-                runs.append(Found(folder, int(stored["seed"]), epochs, most, complete, history, final))
+                runs.append(Found(folder, int(stored["seed"]), epochs, most, run.state, history, run.final))
         return runs
 
     def values(self, row: Row, cell: Cell, runs: Sequence[Found]) -> dict[int, tuple[float, Path]]:
@@ -421,27 +425,27 @@ class Verification:
         from vi_lab.comparison.verdicts import FALSE_ALARM, Verdict, judge
         from vi_lab.comparison.verified import Judged, Report
 
-        values: list[tuple[Row, Cell, dict[int, tuple[float, Path]]]] = []
-        for row in self.rows:
-            runs = self.found(row) if not row.lacks else []
-            values += [(row, cell, self.values(row, cell, runs)) for cell in self.cells(row)]
-        tested = sum(1 for row, _, found in values if found and not row.unstated)
+        there = [(row, self.found(row) if not row.lacks else []) for row in self.rows]
+        values = [(row, cell, self.values(row, cell, runs), runs) for row, runs in there for cell in self.cells(row)]
+        tested = sum(1 for row, _, found, _ in values if found and not row.unstated)
         cells, folders = [], set()
-        for row, cell, found in values:
+        for row, cell, found, runs in values:
             if found:
                 numbers = [value for value, _ in found.values()]
                 verdict = judge(row, cell, numbers, FALSE_ALARM / max(1, tested))
             else:
-                verdict = Verdict("not decided", self.why(row, cell))
+                verdict = Verdict("not decided", self.why(row, cell, runs))
             own = tuple(str(nearby(folder)) for _, folder in found.values())
             folders |= {folder for _, folder in found.values()}
             cells.append(Judged(row, cell, verdict, own))
         return Report(sources, cells, command, *_made_with(folders))
 
-    def why(self, row: Row, cell: Cell) -> str:
+    def why(self, row: Row, cell: Cell, runs: Sequence[Found]) -> str:
         """Why there is no number of ours."""
         if row.lacks:
             return f"vi_lab lacks: {row.lacks}"
+        if any(run.state == "failed" for run in runs):
+            return f"a run of ours has failed: {Run(runs[0].folder).status.get('reason')}"
         if row.command == "train" and row.last_epoch(cell) is None:
             return f"the source does not state: {row.unstated or 'how long it trained'}"
         if row.command == "train":
@@ -555,7 +559,8 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _same(config: dict) -> dict[str, str]:
     """What the runs of a row share."""
-    return {key: str(value) for key, value in settings_of(config).items() if key not in DIFFER and value is not None}
+    settings = {key: str(value) for key, value in settings_of(config).items() if value is not None}
+    return {key: text for key, text in settings.items() if key not in DIFFER and not key.startswith("accelerator.")}
 
 
 def _seeded(config: dict, seed: int) -> dict:
@@ -586,7 +591,9 @@ def _rough(seconds: float) -> str:
 def _made_with(folders: Iterable[Path]) -> tuple[float, dict[str, list[str]]]:
     """Seconds of processor time in some run folders, and what they were made with."""
     total = 0.0
-    found: dict[str, dict[str, None]] = {key: {} for key in ("processor", "cpu_count", "vi_lab", "git_commit")}
+    found: dict[str, dict[str, None]] = {
+        key: {} for key in ("processor", "cpu_count", "device", "vi_lab", "git_commit")
+    }
     for folder in sorted(folders):
         run = Run(folder)
         seconds = run.status.get("seconds")
