@@ -17,10 +17,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vi_lab import published
 from vi_lab.adapters.hydra import launcher
@@ -28,15 +28,16 @@ from vi_lab.arguments import Parser
 from vi_lab.commands import audit, train
 from vi_lab.commands.launch import rehearse_all
 from vi_lab.commands.named import Task, at_work, drain, refuse_links_of_sweep
+from vi_lab.comparison.repeated import DIFFER, Found, find, made_with, prefix, values
 from vi_lab.config import check_jobs, quote, search_path
 from vi_lab.console import Heading, duration, load, make_console, print_tables
-from vi_lab.errors import UserError, ViLabError, complain, nearby, printable
+from vi_lab.errors import UserError, complain, nearby, printable
 from vi_lab.published import Cell, Row
-from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE, Status, write_json, write_text
-from vi_lab.runs.jobs import Jobs, Record, fingerprint, settings_of
+from vi_lab.runs.files import Status, write_json, write_text
+from vi_lab.runs.jobs import Jobs, Record, fingerprint
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
-from vi_lab.runs.trust import inside, read_json, read_yaml
+from vi_lab.runs.trust import inside
 from vi_lab.schema import CONFIG_DIR, JOB, has
 from vi_lab.training.workers import PARENT, follow_parent
 
@@ -44,8 +45,6 @@ NAME = "verify"
 """Of the sweep, unless sweep= gives another."""
 LEAN = ("figures=false", "logger=[]", "evaluation.samples=null")
 """What runs leave out that no published number asks for; a row's own settings come after."""
-DIFFER = ("seed", "data.seed", "trainer.max_epochs")
-"""In which the runs of a row differ, besides where they are run."""
 START = 5.0
 """Seconds that a run takes besides its epochs, as a guess for the plan."""
 UNKNOWN = 20.0
@@ -131,26 +130,6 @@ def _seconds(text: str) -> float:
     return sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
 
 
-class Found(NamedTuple):
-    """A run of a row that is there."""
-
-    folder: Path
-    seed: int
-    epochs: int
-    """That are written."""
-    wanted: int
-    """That it is to have."""
-    state: str
-    """As of `vi_lab.runs.run.Run`."""
-    history: dict[float, dict[str, float]]
-    final: dict[str, float]
-
-    @property
-    def complete(self) -> bool:
-        """Whether it has ended well."""
-        return self.state == "completed"
-
-
 class Verification:
     """The rows that are asked for, and what is there of them.
 
@@ -214,48 +193,10 @@ class Verification:
         """The cells of a row that are asked for."""
         return [c for c in row.cells if not self.quick or row.command == "audit" or (c.epoch or 10**9) <= row.quick]
 
-    # --- what is there ------------------------------------------------------------------------------------------
-
-    def found(self, row: Row) -> list[Found]:
-        """The runs of a row that are there, whatever their state."""
-        from vi_lab.comparison.groups import rows_of
-
-        wanted = _same(self.configs[row.label])
-        runs = []
-        for folder in sorted(self.folder.glob(f"{glob_escape(_prefix(row))}-s*")):
-            with suppress(ViLabError, ValueError, KeyError, TypeError):
-                stored = _stored(folder)
-                if _same(stored) != wanted:
-                    continue
-                if row.command == "audit":
-                    state = "completed" if _audited(folder) else "unknown"
-                    runs.append(Found(folder, int(stored["seed"]), 0, 0, state, {}, {}))
-                    continue
-                run = Run(folder)
-                history = {}
-                with suppress(ViLabError):
-                    history = rows_of(run, "metrics.csv")
-                epochs, most = int(max(history, default=0)), int(stored["trainer"]["max_epochs"])
-                runs.append(Found(folder, int(stored["seed"]), epochs, most, run.state, history, run.final))
-        return runs
-
-    def values(self, row: Row, cell: Cell, runs: Sequence[Found]) -> dict[int, tuple[float, Path]]:
-        """Of each seed what a cell is in our runs."""
-        seeds = set(self.seeds) if self.seeds is not None else None
-        found: dict[int, tuple[float, Path]] = {}
-        for run in sorted(runs, key=lambda run: run.epochs):
-            if seeds is not None and run.seed not in seeds:
-                continue
-            value: Any = None
-            if row.command == "audit":
-                value = _of_audit(_audited(run.folder), cell)
-            elif cell.epoch is not None:
-                value = run.history.get(float(cell.epoch), {}).get(cell.metric)
-            elif run.complete and run.wanted == row.epochs:
-                value = run.final.get(cell.metric)
-            if isinstance(value, (int, float)):
-                found[run.seed] = (float(value), run.folder)
-        return found
+    def there(self, row: Row) -> list[Found]:
+        """The runs of a row that are there, of the seeds that are asked for."""
+        runs = find(self.folder, row, self.configs[row.label])
+        return [run for run in runs if self.seeds is None or run.seed in self.seeds]
 
     # --- what is to be done -------------------------------------------------------------------------------------
 
@@ -316,7 +257,7 @@ class Verification:
     def do(self, deadline: float, workers: int) -> None:
         """Measure and train what is missing until a time."""
         refuse_links_of_sweep(self.folder)
-        there = {row.label: self.found(row) for row in self.runnable}
+        there = {row.label: self.there(row) for row in self.runnable}
         audits = [row for row in self.runnable if row.command == "audit"]
         missing = [
             (row, seed)
@@ -345,7 +286,8 @@ class Verification:
             if time.time() > deadline:
                 return
             job = self.job(row, seed, 1)
-            folder = self.folder / f"{_prefix(row)}-s{seed}-{fingerprint(_seeded(self.configs[row.label], seed))}"
+            mark = fingerprint({**self.configs[row.label], "seed": seed})
+            folder = self.folder / f"{prefix(row)}-s{seed}-{mark}"
             print(printable(f"audit {number + 1} of {len(missing)}: {row.label}, seed {seed}"), flush=True)
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -373,7 +315,7 @@ class Verification:
         configs = check_jobs("train", jobs, self.config_dir)
         tasks = []
         for (row, seed, epochs, runs), words, config in zip(wanted, jobs, configs, strict=True):
-            name = f"{_prefix(row)}-s{seed}-e{epochs}-{fingerprint(config)}"
+            name = f"{prefix(row)}-s{seed}-e{epochs}-{fingerprint(config)}"
             done = self.extend(runs, name)
             seconds = START + (epochs - done) * self.cost(row)
             tasks.append({"words": [*words, f"sweep={self.name}"], "name": name, "seconds": seconds})
@@ -398,9 +340,8 @@ class Verification:
         """Train runs, several at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         names = {shlex.join(one["words"]): one["name"] for one in tasks}
-        Record(self.folder).write(
-            {"words": ["verify"], "swept": [*DIFFER], "jobs": names}
-        )  # what `vi-lab status` lists
+        record = {"words": ["verify"], "swept": [*DIFFER], "jobs": names}  # for `vi-lab status`
+        Record(self.folder).write(record)
         plan = {
             "folder": str(self.folder),
             "tasks": tasks,
@@ -425,11 +366,11 @@ class Verification:
         from vi_lab.comparison.verdicts import FALSE_ALARM, Verdict, judge
         from vi_lab.comparison.verified import Judged, Report
 
-        there = [(row, self.found(row) if not row.lacks else []) for row in self.rows]
-        values = [(row, cell, self.values(row, cell, runs), runs) for row, runs in there for cell in self.cells(row)]
-        tested = sum(1 for row, _, found, _ in values if found and not row.unstated)
+        there = [(row, self.there(row) if not row.lacks else []) for row in self.rows]
+        asked = [(row, cell, values(row, cell, runs), runs) for row, runs in there for cell in self.cells(row)]
+        tested = sum(1 for row, _, found, _ in asked if found and not row.unstated)
         cells, folders = [], set()
-        for row, cell, found, runs in values:
+        for row, cell, found, runs in asked:
             if found:
                 numbers = [value for value, _ in found.values()]
                 verdict = judge(row, cell, numbers, FALSE_ALARM / max(1, tested))
@@ -438,7 +379,7 @@ class Verification:
             own = tuple(str(nearby(folder)) for _, folder in found.values())
             folders |= {folder for _, folder in found.values()}
             cells.append(Judged(row, cell, verdict, own))
-        return Report(sources, cells, command, *_made_with(folders))
+        return Report(sources, cells, command, *made_with(folders))
 
     def why(self, row: Row, cell: Cell, runs: Sequence[Found]) -> str:
         """Why there is no number of ours."""
@@ -457,8 +398,8 @@ class Verification:
         """The rows, what each has, and what it costs."""
         rows = []
         for row in self.rows:
-            runs = self.found(row) if not row.lacks else []
-            have = sum(bool(self.values(row, cell, runs)) for cell in self.cells(row))
+            runs = self.there(row) if not row.lacks else []
+            have = sum(bool(values(row, cell, runs)) for cell in self.cells(row))
             ends = [end for cell in self.cells(row) if (end := row.last_epoch(cell)) is not None]
             trains = row.command == "train"
             each = duration(self.cost(row) * (max(ends, default=0) if trains else 1))
@@ -544,66 +485,5 @@ def _seeds(text: str) -> list[int]:
     return list(range(numbers[0])) if len(numbers) == 1 else list(dict.fromkeys(numbers))
 
 
-def _prefix(row: Row) -> str:
-    return f"{row.source}-{row.name}"
-
-
-def glob_escape(text: str) -> str:
-    """Text without meaning in a pattern."""
-    return re.sub(r"([*?\[])", r"[\1]", text)
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    return read_yaml(folder, CONFIG_FILE)
-
-
-def _same(config: dict) -> dict[str, str]:
-    """What the runs of a row share."""
-    settings = {key: str(value) for key, value in settings_of(config).items() if value is not None}
-    return {key: text for key, text in settings.items() if key not in DIFFER and not key.startswith("accelerator.")}
-
-
-def _seeded(config: dict, seed: int) -> dict:
-    return {**config, "seed": seed}
-
-
-def _audited(folder: Path) -> dict[str, Any]:
-    """audit.json of a folder whose audit has ended; otherwise empty."""
-    content = read_json(folder, AUDIT_FILE)
-    return content if content.get("estimators") and not content.get("interrupted") else {}
-
-
-def _of_audit(content: dict[str, Any], cell: Cell) -> Any:
-    """A cell in what an audit has written."""
-    temperature = cell.temperature
-    rows = content.get("estimators" if temperature is None else "temperatures") or []
-    for row in rows:
-        same = row.get("estimator") == cell.estimator and row.get("group", "logits") == "logits"
-        if same and (temperature is None or abs(row.get("temperature", 0.0) - temperature) <= 1e-9 * temperature):
-            return row.get(cell.metric)
-    return None
-
-
 def _rough(seconds: float) -> str:
     return duration(float(f"{seconds:.1g}"))
-
-
-def _made_with(folders: Iterable[Path]) -> tuple[float, dict[str, list[str]]]:
-    """Seconds of processor time in some run folders, and what they were made with."""
-    total = 0.0
-    found: dict[str, dict[str, None]] = {
-        key: {} for key in ("processor", "cpu_count", "device", "vi_lab", "git_commit")
-    }
-    for folder in sorted(folders):
-        run = Run(folder)
-        seconds = run.status.get("seconds")
-        with suppress(ViLabError):
-            from vi_lab.comparison.groups import rows_of
-
-            total += sum(row.get("seconds", 0.0) for row in rows_of(run, "timing.csv").values())
-            seconds = 0.0
-        total += seconds if isinstance(seconds, (int, float)) else 0.0
-        for key, texts in found.items():
-            if (value := run.environment.get(key)) is not None:
-                texts[printable(str(value))[:100]] = None
-    return total, {key: [*texts] for key, texts in found.items()}
