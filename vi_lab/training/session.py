@@ -280,5 +280,6 @@ class Session:
         self.voice.detail(f"{seconds} in all. Run folder: {nearby(self.folder)}")
         self.voice.detail(f"Curves: vi-lab board {shlex.quote(str(nearby(self.folder)))}")
         if self.voice.label:
-            losses = [f"{name} {final[name]:.2f}" for name in ("val/loss", "test/loss", "test/nll") if name in final]
+            form = ".6f" if isinstance(self.model, ExpectedCost) else ".2f"
+            losses = [f"{name} {final[name]:{form}}" for name in ("val/loss", "test/loss", "test/nll") if name in final]
             self.voice.say(f"{'  '.join(losses)}  nats  ({seconds})")
