@@ -54,7 +54,7 @@ def test_rows_compose(file: Path) -> None:
         if source["command"] == "train":
             epochs = {value["epoch"] for value in row["values"] if "epoch" in value}
             by_epoch = {value["metric"].partition("/")[0] for value in row["values"] if "epoch" in value}
-            assert not epochs or max(epochs) <= (row.get("epochs") or source["epochs"])
+            assert not epochs or max(epochs) <= (row.get("epochs") or source["epochs"]), job
             # a metric of an epoch must be one that is followed over epochs
             assert config["data"]["test_every_epoch"] or "test" not in by_epoch, job
             assert config["data"]["validation"] or "val" not in {v["metric"].partition("/")[0] for v in row["values"]}
@@ -72,7 +72,8 @@ def test_a_file_says_what_it_is_and_its_values_can_be_compared(file: Path) -> No
         assert source["command"] != "train" or len(seen) == len(set(seen)), name
         for value in row["values"]:
             assert ("value" in value) != ("range" in value), name
-            assert source["command"] != "train" or value["metric"] in METRICS, value
+            # what vi_lab cannot run may be something that it does not measure
+            assert source["command"] != "train" or "lacks" in row or value["metric"] in METRICS, value
             assert source["command"] != "train" or value.get("value", 0) >= 0, f"{name}: a loss is meant, in nats"
 
 

@@ -21,6 +21,7 @@ from vi_lab.estimators.gumbel_softmax import GumbelSoftmax
 from vi_lab.estimators.importance_weighted import ImportanceWeighted
 from vi_lab.estimators.local_expectation import LocalExpectation
 from vi_lab.estimators.muprop import MuProp
+from vi_lab.estimators.mve import MVE
 from vi_lab.estimators.pathwise import Pathwise
 from vi_lab.estimators.rao_blackwell_reinforce import RaoBlackwellReinforce
 from vi_lab.estimators.rebar import REBAR
@@ -39,6 +40,7 @@ from vi_lab.estimators.vq import VectorQuantization
 
 __all__ = [
     "ARM",
+    "MVE",
     "REBAR",
     "RELAX",
     "RLOO",
