@@ -25,7 +25,7 @@ from typing import Any
 from vi_lab import published
 from vi_lab.adapters.hydra import launcher
 from vi_lab.arguments import Parser
-from vi_lab.commands import audit, train
+from vi_lab.commands import train
 from vi_lab.commands.launch import rehearse_all
 from vi_lab.commands.named import Task, at_work, drain, refuse_links_of_sweep
 from vi_lab.comparison.repeated import DIFFER, Found, find, made_with, prefix, values
@@ -280,6 +280,8 @@ class Verification:
 
     def audit(self, missing: Sequence[tuple[Row, int]], deadline: float) -> None:
         """Measure estimators at fixed weights."""
+        from vi_lab.commands import audit  # with torch
+
         given = [*self.words, f"hydra.sweep.dir={quote(str(self.folder))}"]
         launch = launcher(audit.task, [*given, *search_path(self.config_dir)], CONFIG_DIR, "audit")
         for number, (row, seed) in enumerate(missing):
