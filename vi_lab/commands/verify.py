@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
     overrides = [word for word in arguments.words if "=" in word]
     verification = Verification(rows, overrides, arguments.config_dir, arguments.quick)
     if arguments.list:
-        verification.tell()
+        verification.tell(sources)
         return 0
     if time.time() < deadline:
         verification.do(deadline, workers)
@@ -396,31 +397,44 @@ class Verification:
             return f"not trained: within no budget of less than {_rough(seconds)} a run"
         return "not measured"
 
-    def tell(self) -> None:
-        """The rows, what each has, and what it costs."""
-        rows = []
-        for row in self.rows:
-            runs = self.there(row) if not row.lacks else []
-            have = sum(bool(values(row, cell, runs)) for cell in self.cells(row))
-            ends = [end for cell in self.cells(row) if (end := row.last_epoch(cell)) is not None]
-            trains = row.command == "train"
-            each = duration(self.cost(row) * (max(ends, default=0) if trains else 1))
-            cost = "" if row.lacks or (trains and not ends) else f"{each} x {len(self.seeds_of(row))}"
-            about = f"lacks {row.lacks}" if row.lacks else f"unstated: {row.unstated}" if row.unstated else ""
-            span = f"{min(ends)} to {max(ends)}" if ends and trains else ""
-            rows.append([row.label, str(len(self.cells(row))), str(have), span, cost, about])
+    def tell(self, sources: Sequence[published.Source]) -> None:
+        """The rows, what each has, and what it costs; and why some are not run, or decide nothing."""
+        tables, reasons = [], Counter[str]()
+        for source in sources:
+            cells = []
+            for row in (row for row in self.rows if row.source == source.name):
+                runs = self.there(row) if not row.lacks else []
+                have = sum(bool(values(row, cell, runs)) for cell in self.cells(row))
+                cells.append([row.name, str(len(self.cells(row))), str(have), *self._cost(row)])
+                if row.lacks or row.unstated:
+                    reasons["lacks: " + row.lacks if row.lacks else "unstated: " + row.unstated] += 1
+            if cells:
+                tables.append((f"{source.name}: {source.paper}", cells))
         headings = [
             Heading("row", numeric=False),
             Heading("numbers"),
-            Heading("with ours", priority=2),
-            Heading("epochs", priority=1),
-            Heading("time x runs", priority=1),
-            Heading("why not", numeric=False, priority=3),
+            Heading("with ours", priority=3),
+            Heading("epochs", priority=2),
+            Heading("time of a run x runs", priority=1),
         ]
         terminal = make_console()
-        print_tables(terminal, headings, [("", rows)])
+        print_tables(terminal, headings, tables)
+        for reason, rows in reasons.most_common():
+            terminal.say(f"{rows} row{'s' * (rows != 1)}, {reason}", "dim")
         numbers = sum(len(self.cells(row)) for row in self.rows)
         terminal.say(f"{len(self.rows)} rows, {numbers} published numbers; times are of one core")
+
+    def _cost(self, row: Row) -> list[str]:
+        """Epochs and time, in words."""
+        if row.lacks:
+            return ["", "lacks"]
+        if row.command == "audit":
+            return ["", f"{duration(self.cost(row))} x {len(self.seeds_of(row))}"]
+        ends = sorted({end for cell in self.cells(row) if (end := row.last_epoch(cell)) is not None})
+        if not ends:
+            return ["", "unstated"]
+        span = f"{ends[0]} to {ends[-1]}" if len(ends) > 1 else str(ends[0])
+        return [span, f"{duration(ends[-1] * self.cost(row))} x {len(self.seeds_of(row))}"]
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
