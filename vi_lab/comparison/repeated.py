@@ -1,0 +1,138 @@
+"""What there is of published rows in a sweep of `vi-lab verify`: our runs, and of each cell our number. From files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vi_lab.errors import ViLabError, printable
+from vi_lab.published import Cell, Row
+from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE
+from vi_lab.runs.jobs import settings_of
+from vi_lab.runs.run import Run, rows_of
+from vi_lab.runs.trust import read_json, read_yaml
+
+DIFFER = ("seed", "data.seed", "trainer.max_epochs")
+"""In which the runs of a row differ, besides where they are run."""
+
+
+class Found(NamedTuple):
+    """A run of a row that is there."""
+
+    folder: Path
+    seed: int
+    epochs: int
+    """That are written."""
+    wanted: int
+    """That it is to have."""
+    state: str
+    """As of `vi_lab.runs.run.Run`."""
+    history: dict[float, dict[str, float]]
+    final: dict[str, float]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has ended well."""
+        return self.state == "completed"
+
+
+def prefix(row: Row) -> str:
+    """How the names of the folders of a row's runs begin."""
+    return f"{row.source}-{row.name}"
+
+
+def find(sweep: Path, row: Row, config: dict) -> list[Found]:
+    """The runs of a row that are there, whatever their state.
+
+    Args:
+        sweep: the folder that holds them.
+        config: of one of them.
+    """
+    wanted = _same(config)
+    runs = []
+    for folder in sorted(sweep.glob(f"{_escape(prefix(row))}-s*")):
+        with suppress(ViLabError, ValueError, KeyError, TypeError):
+            stored = _stored(folder)
+            if _same(stored) != wanted:
+                continue
+            if row.command == "audit":
+                state = "completed" if _audited(folder) else "unknown"
+                runs.append(Found(folder, int(stored["seed"]), 0, 0, state, {}, {}))
+                continue
+            run = Run(folder)
+            history = {}
+            with suppress(ViLabError):
+                history = rows_of(run, "metrics.csv")
+            epochs, most = int(max(history, default=0)), int(stored["trainer"]["max_epochs"])
+            runs.append(Found(folder, int(stored["seed"]), epochs, most, run.state, history, run.final))
+    return runs
+
+
+def values(row: Row, cell: Cell, runs: Iterable[Found]) -> dict[int, tuple[float, Path]]:
+    """Of each seed what a cell is in our runs, and in which."""
+    found: dict[int, tuple[float, Path]] = {}
+    for run in sorted(runs, key=lambda run: run.epochs):
+        value: Any = None
+        if row.command == "audit":
+            value = _of_audit(_audited(run.folder), cell)
+        elif cell.epoch is not None:
+            value = run.history.get(float(cell.epoch), {}).get(cell.metric)
+        elif run.complete and run.wanted == row.epochs:
+            value = run.final.get(cell.metric)
+        if isinstance(value, (int, float)):
+            found[run.seed] = (float(value), run.folder)
+    return found
+
+
+def _escape(text: str) -> str:
+    """Text without meaning in a pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    return read_yaml(folder, CONFIG_FILE)
+
+
+def _same(config: dict) -> dict[str, str]:
+    """What the runs of a row share."""
+    settings = {key: str(value) for key, value in settings_of(config).items() if value is not None}
+    return {key: text for key, text in settings.items() if key not in DIFFER and not key.startswith("accelerator.")}
+
+
+def _audited(folder: Path) -> dict[str, Any]:
+    """audit.json of a folder whose audit has ended; otherwise empty."""
+    content = read_json(folder, AUDIT_FILE)
+    return content if content.get("estimators") and not content.get("interrupted") else {}
+
+
+def _of_audit(content: dict[str, Any], cell: Cell) -> Any:
+    """A cell in what an audit has written."""
+    temperature = cell.temperature
+    rows = content.get("estimators" if temperature is None else "temperatures") or []
+    for row in rows:
+        same = row.get("estimator") == cell.estimator and row.get("group", "logits") == "logits"
+        if same and (temperature is None or abs(row.get("temperature", 0.0) - temperature) <= 1e-9 * temperature):
+            return row.get(cell.metric)
+    return None
+
+
+def made_with(folders: Iterable[Path]) -> tuple[float, dict[str, list[str]]]:
+    """Seconds of processor time in some run folders, and what they were made with."""
+    total = 0.0
+    found: dict[str, dict[str, None]] = {
+        key: {} for key in ("processor", "cpu_count", "device", "vi_lab", "git_commit")
+    }
+    for folder in sorted(folders):
+        run = Run(folder)
+        seconds = run.status.get("seconds")
+        with suppress(ViLabError):
+            total += sum(row.get("seconds", 0.0) for row in rows_of(run, "timing.csv").values())
+            seconds = 0.0
+        total += seconds if isinstance(seconds, (int, float)) else 0.0
+        for key, texts in found.items():
+            if (value := run.environment.get(key)) is not None:
+                texts[printable(str(value))[:100]] = None
+    return total, {key: [*texts] for key, texts in found.items()}
