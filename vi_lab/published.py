@@ -46,6 +46,7 @@ class Cell:
         epoch: after which; None: of the finished run.
         upper: whether it was published as a bound from above.
         estimator, temperature: of an audit.
+        minus: of an audit, the estimator whose number is taken off: "A is below B" is a bound of 0 from above.
     """
 
     metric: str
@@ -56,13 +57,15 @@ class Cell:
     upper: bool = False
     estimator: str | None = None
     temperature: float | None = None
+    minus: str | None = None
 
     @property
     def label(self) -> str:
         """As "test/loss, epoch 5"."""
-        who = [self.estimator, None if self.temperature is None else f"at {self.temperature:g}"]
+        minus = f"less {self.minus}" if self.minus else None
+        who = [self.estimator, minus, None if self.temperature is None else f"at {self.temperature:g}"]
         what = f"{self.metric}" + (f", epoch {self.epoch}" if self.epoch is not None else "")
-        return " ".join([*filter(None, who), what])
+        return ": ".join(filter(None, [" ".join(filter(None, who)), what]))
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def sources(config_dir: str | None = None) -> list[Source]:
 KEYS = {"paper", "source", "provenance", "set_up", "ours", "command", "settings", "rows"}
 SHARED = {"epochs", "seconds", "seeds", "searched", "runs", "quick", "unstated", "lacks", "note"}
 """What a row may have of its own, or its file for all."""
-OF_CELL = {"metric", "value", "range", "sd", "tolerance", "epoch", "bound", "estimator", "temperature"}
+OF_CELL = {"metric", "value", "range", "sd", "tolerance", "epoch", "bound", "estimator", "minus", "temperature"}
 
 
 def read(file: Path) -> Source:
@@ -231,6 +234,7 @@ def _cell(cell: Any, where: str) -> Cell:
         "bound" in cell,
         cell.get("estimator"),
         cell.get("temperature"),
+        cell.get("minus"),
     )
 
 

@@ -108,14 +108,22 @@ def _audited(folder: Path) -> dict[str, Any]:
     return content if content.get("estimators") and not content.get("interrupted") else {}
 
 
-def _of_audit(content: dict[str, Any], cell: Cell) -> Any:
+def _of_audit(content: dict[str, Any], cell: Cell) -> float | None:
     """A cell in what an audit has written."""
+    number = _measured(content, cell, cell.estimator)
+    if cell.minus is None or number is None:
+        return number
+    other = _measured(content, cell, cell.minus)
+    return None if other is None else number - other
+
+
+def _measured(content: dict[str, Any], cell: Cell, estimator: str | None) -> float | None:
     temperature = cell.temperature
-    rows = content.get("estimators" if temperature is None else "temperatures") or []
-    for row in rows:
-        same = row.get("estimator") == cell.estimator and row.get("group", "logits") == "logits"
+    for row in content.get("estimators" if temperature is None else "temperatures") or []:
+        same = row.get("estimator") == estimator and row.get("group", "logits") == "logits"
         if same and (temperature is None or abs(row.get("temperature", 0.0) - temperature) <= 1e-9 * temperature):
-            return row.get(cell.metric)
+            number = row.get(cell.metric)
+            return float(number) if isinstance(number, (int, float)) else None
     return None
 
 
