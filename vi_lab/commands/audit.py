@@ -80,13 +80,16 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def candidates(config: DictConfig) -> dict[str, dict]:
-    """The estimators to audit, by name: their composed configs, with this model's latent.
+    """The estimators to audit, by name: their composed configs, with this model's latent. That of `estimator=` has the
+    settings that it is given there.
 
     Raises:
         UserError: an unknown name, or one that cannot work with the latent.
     """
     latent = latent_kind(plain(config))
-    sources = HydraConfig.get().runtime.config_sources
+    runtime = HydraConfig.get().runtime
+    own = runtime.choices.get("estimator") if config.run is None else None
+    sources = runtime.config_sources
     config_dir = next((source.path for source in sources if source.provider == "command-line"), None)
     known = choices_of_groups("audit", config_dir)["estimator"]
     wanted = plain(config.audit.estimators)
@@ -96,6 +99,8 @@ def candidates(config: DictConfig) -> dict[str, dict]:
             raise UserError(f"audit.estimators: there is no {name} (one of {', '.join(known)})")
         shared = [f"temperature={config.temperature}", f"objective.beta={config.objective.get('beta', 1.0)}"]
         values = resolved(compose_job("train", [f"estimator={name}", *shared], config_dir))
+        if name == own:
+            values["estimator"] = plain(config.estimator)
         accepted = values["compatible_latents"]
         if latent is None or latent in accepted:
             chosen[name] = values

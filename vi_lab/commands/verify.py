@@ -181,9 +181,14 @@ class Verification:
 
     def job(self, row: Row, seed: int, epochs: int) -> list[str]:
         """The overrides of a run of a row."""
-        lean = [*LEAN, f"trainer.max_epochs={epochs}"] if row.command == "train" else []
-        if any(cell.metric.startswith("test/") and cell.epoch is not None for cell in row.cells):
-            lean.append("data.test_every_epoch=true")
+        if row.command == "audit":
+            estimators = dict.fromkeys(name for cell in row.cells for name in (cell.estimator, cell.minus) if name)
+            temperatures = sorted({cell.temperature for cell in row.cells if cell.temperature is not None})
+            lean = [f"audit.estimators=[{','.join(estimators)}]", f"audit.temperatures={temperatures}".replace(" ", "")]
+        else:
+            lean = [*LEAN, f"trainer.max_epochs={epochs}"]
+            if any(cell.metric.startswith("test/") and cell.epoch is not None for cell in row.cells):
+                lean.append("data.test_every_epoch=true")
         return [*lean, *row.settings, f"seed={seed}", *self.words]
 
     def seeds_of(self, row: Row) -> list[int]:
