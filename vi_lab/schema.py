@@ -331,7 +331,7 @@ KEYS: dict[str, Key] = {
     "trainer.inference_mode": Key(FLAG),
     "trainer.benchmark": Key(_optional(FLAG)),
     # what is measured, drawn and kept
-    "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL),
+    "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL | AUDIT),
     "figures_every_n_epochs": Key(_optional(STEPS), RESUME | INCIDENTAL),
     "projector": Key(FLAG, RESUME | INCIDENTAL),
     "compile": Key(FLAG),

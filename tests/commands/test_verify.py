@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import TIME_LIMIT, started
+from tests.support import REAL_DATA, TIME_LIMIT, started
 from vi_lab import cli, published
 from vi_lab.errors import UserError
 from vi_lab.runs.files import write_json
@@ -266,3 +266,61 @@ def test_damaged_run_folders_are_left_out(place: Path) -> None:
         write_json(folder / "status.json", {"state": "completed"})
     _, report = verify("paper", config_dir=place, budget="0")
     assert report["cells"][0]["ours"]["runs"] == 0
+
+
+# --- what is shipped -------------------------------------------------------------------------------------------------
+
+
+def shipped(source: str) -> dict:
+    """A shipped file of rows."""
+    return yaml.safe_load((published.CONFIG_DIR / "published" / f"{source}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_a_planted_wrong_estimator_fails(place: Path) -> None:
+    """Straight-through in place of ReinMax on the polynomial programme: after one epoch the published costs are 0.1452
+    and 0.1401, and runs spread by less than 0.001."""
+    values = shipped("hooper2026_poly")
+    row = values["rows"]["reinmax"]
+    row["values"] = [cell for cell in row["values"] if cell["epoch"] == 1]
+    planted = {**row, "settings": ["estimator=straight_through"]}
+    (place / "published").mkdir()
+    values["rows"] = {"reinmax": row, "planted": planted}
+    (place / "published" / "planted.yaml").write_text(yaml.safe_dump(values))
+    code, report = verify("planted", config_dir=place, workers=2)
+    assert {cell["row"]: cell["verdict"] for cell in report["cells"]} == {"reinmax": "pass", "planted": "fail"}
+    assert code == 1
+
+
+@pytest.mark.slow
+def test_a_planted_wrong_estimator_fails_an_audit(place: Path) -> None:
+    """Gumbel-Rao in place of straight-through, whose squared bias on the quadratic of four classes is 0.278: 0.150."""
+    rows = {
+        name: {"settings": ["latent.classes=4"], "values": [
+            {"estimator": name, "temperature": temperature, "metric": "squared_bias_rescaled", "value": 0.27808213},
+        ]}
+        for name, temperature in (("straight_through", None), ("gumbel_rao", 1.0))
+    }  # fmt: skip
+    del rows["straight_through"]["values"][0]["temperature"]
+    settings = ["problem=quadratic", "likelihood.instance=0", "audit.samples=20000"]
+    folder = write_rows(place, rows, command="audit", settings=settings, seeds="exact", runs=8)
+    code, report = verify("paper", config_dir=folder)
+    assert {cell["row"]: cell["verdict"] for cell in report["cells"]} == {
+        "straight_through": "pass",
+        "gumbel_rao": "fail",
+    }
+    assert code == 1
+
+
+@pytest.mark.slow
+def test_what_is_quick_agrees(place: Path) -> None:
+    """`vi-lab verify --quick`: the exact ones, the toys, and, where MNIST is, the first epoch of a VAE."""
+    mnist = REAL_DATA / "MNIST"
+    sources = ["hooper2026_bias_variance", "hooper2026_poly", "toy_bernoulli", "gumbelrao2021_toy"]
+    words = [*sources, *(["wang_bui2026", f"paths.data_dir={REAL_DATA}"] if mnist.is_dir() else [])]
+    assert cli.main(["verify", *words, "--quick", "--budget", "none", "--workers", "2"]) == 0
+    report = json.loads(Path("outputs/sweeps/verify/report/verify.json").read_text())
+    assert report["counts"]["pass"] >= 30
+    assert report["counts"]["fail"] == 0
+    if not mnist.is_dir():
+        pytest.skip("without MNIST only what needs no data was repeated")

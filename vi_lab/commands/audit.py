@@ -74,7 +74,7 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
         if key.startswith(("data.", "threads", "seed")):
             OmegaConf.update(stored, key, override.value())
     stored.accelerator = config.accelerator
-    stored.audit, stored.run = config.audit, config.run
+    stored.audit, stored.run, stored.figures = config.audit, config.run, config.figures
     check_parts(plain(stored))
     return stored
 
@@ -151,10 +151,12 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
         raise ViLabError("nothing to audit")
     audit.write(folder, interrupted)
     audit.show(interrupted)
-    from vi_lab.figures.audit import write_figures
+    if config.figures:
+        from vi_lab.figures.audit import write_figures
 
-    write_figures(folder / "figures", audit.rows, audit.sweep)
-    terminal.say(f"audit.csv, audit.json and figures/ are in {os.path.relpath(folder)}")
+        write_figures(folder / "figures", audit.rows, audit.sweep)
+    files = "audit.csv, audit.json and figures/" if config.figures else "audit.csv and audit.json"
+    terminal.say(f"{files} are in {os.path.relpath(folder)}")
     return not interrupted
 
 

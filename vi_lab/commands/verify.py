@@ -184,7 +184,8 @@ class Verification:
         if row.command == "audit":
             estimators = dict.fromkeys(name for cell in row.cells for name in (cell.estimator, cell.minus) if name)
             temperatures = sorted({cell.temperature for cell in row.cells if cell.temperature is not None})
-            lean = [f"audit.estimators=[{','.join(estimators)}]", f"audit.temperatures={temperatures}".replace(" ", "")]
+            measured = [f"audit.estimators=[{','.join(estimators)}]", f"audit.temperatures={temperatures}"]
+            lean = ["figures=false", *(word.replace(" ", "") for word in measured)]
         else:
             lean = [*LEAN, f"trainer.max_epochs={epochs}"]
             if any(cell.metric.startswith("test/") and cell.epoch is not None for cell in row.cells):
@@ -324,19 +325,19 @@ class Verification:
         tasks = []
         for (row, seed, epochs, runs), words, config in zip(wanted, jobs, configs, strict=True):
             name = f"{prefix(row)}-s{seed}-e{epochs}-{fingerprint(config)}"
-            done = self.extend(runs, name)
+            done = self.extend(runs, epochs, name)
             seconds = START + (epochs - done) * self.cost(row)
             tasks.append({"words": [*words, f"sweep={self.name}"], "name": name, "seconds": seconds})
         return tasks
 
-    def extend(self, runs: Sequence[Found], name: str) -> int:
-        """Let the longest of some runs, which has ended, go on as another one; returns its epochs."""
+    def extend(self, runs: Sequence[Found], epochs: int, name: str) -> int:
+        """Let the longest of some runs, which is not at work, go on as another one; returns its epochs."""
         if (self.folder / name).exists():
             return max((run.epochs for run in runs if run.folder.name == name), default=0)
-        ended = [run for run in runs if run.complete]
-        if not ended:
+        idle = [run for run in runs if run.state in ("completed", "interrupted", "killed") and run.wanted <= epochs]
+        if not idle:
             return 0
-        longest = max(ended, key=lambda run: run.epochs)
+        longest = max(idle, key=lambda run: run.epochs)
         with suppress(OSError, UserError):  # another worker was faster, or is at work in it
             with hold(longest.folder):
                 Status(longest.folder).write("interrupted", "goes on to more epochs")
