@@ -14,9 +14,10 @@ from vi_lab.runs.files import AUDIT_FILE, CONFIG_FILE
 from vi_lab.runs.jobs import settings_of
 from vi_lab.runs.run import Run, rows_of
 from vi_lab.runs.trust import read_json, read_yaml
+from vi_lab.schema import INCIDENTAL, has
 
 DIFFER = ("seed", "data.seed", "trainer.max_epochs")
-"""In which the runs of a row differ, besides where they are run."""
+"""In which the runs of a row differ."""
 
 
 class Found(NamedTuple):
@@ -97,9 +98,16 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _same(config: dict) -> dict[str, str]:
-    """What the runs of a row share."""
-    settings = {key: str(value) for key, value in settings_of(config).items() if value is not None}
-    return {key: text for key, text in settings.items() if key not in DIFFER and not key.startswith("accelerator.")}
+    """What the runs of a row share: all that makes an experiment what it is, and how it is evaluated; neither the seed
+    nor how long it trains, nor on what."""
+    return {
+        key: str(value)
+        for key, value in settings_of(config).items()
+        if value is not None
+        and (key.startswith("evaluation.") or not has(key, INCIDENTAL))
+        and not key.startswith("accelerator.")
+        and key not in DIFFER
+    }
 
 
 def _audited(folder: Path) -> dict[str, Any]:
