@@ -197,7 +197,7 @@ def _row(source: str, name: str, row: Any, shared: dict[str, Any], where: str) -
         name,
         shared.get("command", "train"),
         tuple(settings),
-        tuple(_cell(cell, f"{where}: values") for cell in cells),
+        tuple(_cell(cell, own["seeds"] == "exact", f"{where}: values") for cell in cells),
         None if own["seeds"] == "exact" else own["seeds"] or 1,
         own["searched"] or 1,
         own["runs"] or RUNS,
@@ -208,7 +208,7 @@ def _row(source: str, name: str, row: Any, shared: dict[str, Any], where: str) -
     )
 
 
-def _cell(cell: Any, where: str) -> Cell:
+def _cell(cell: Any, exact: bool, where: str) -> Cell:
     _only(cell, OF_CELL, where)
     if not isinstance(cell.get("metric"), str):
         raise UserError(f"{where}: wanted a metric, got {cell}")
@@ -224,7 +224,8 @@ def _cell(cell: Any, where: str) -> Cell:
         raise UserError(f"{where}: {cell['metric']}: epoch: wanted a whole number from 1 on, got {epoch}")
     if cell.get("bound", "upper") != "upper":
         raise UserError(f"{where}: {cell['metric']}: bound: wanted upper, got {cell['bound']}")
-    half = max((high - low) / 2, _last_digit(low) / 2) + tolerance
+    rounded = 1e-6 * abs(low) if exact else _last_digit(low) / 2  # what is exact is written with some eight digits
+    half = max((high - low) / 2, rounded) + tolerance
     return Cell(
         cell["metric"],
         (low + high) / 2,

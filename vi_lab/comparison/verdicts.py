@@ -82,7 +82,7 @@ def judge(row: Row, cell: Cell, ours: Sequence[float], rate: float) -> Verdict:
     if row.unstated:
         return known._replace(reason=f"the source does not state: {row.unstated}")
     if quantile > MOST:
-        unknown = ": the published spread is not known" if cell.sd is None else ""
+        unknown = ": the published spread is not known" if cell.sd is None and row.seeds else ""
         return known._replace(reason=f"needs more runs of ours{unknown}")
     difference = mean - cell.value
     agrees = difference <= band if cell.upper else abs(difference) <= band
