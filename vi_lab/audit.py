@@ -95,13 +95,16 @@ class Measurement(NamedTuple):
     """E |g - exact|^2 = |bias|^2 + variance"""
     squared_bias_rescaled: float
     """|r E g - exact|^2 with r = |exact| / |E g|: of the direction alone, as optimizers such as Adam do not see the
-    scale (Hooper and Shekhovtsov 2026). The noise of draws taken off; NaN where E g is within its noise."""
+    scale (Hooper and Shekhovtsov 2026). The noise of draws taken off, so that it may fall below 0; NaN where E g is
+    within its noise."""
     squared_bias_rescaled_error: float
     """Its standard error, from a jackknife over blocks of draws."""
     variance_rescaled: float
     """r^2 variance"""
     exact_squared_norm: float
     """|exact|^2"""
+    projection: float
+    """<E g, exact> / |exact|^2: 1 without bias. Unlike `relative_bias` it has a sign, and the mean of the truth."""
 
 
 class Moments:
@@ -158,6 +161,7 @@ class Moments:
             norm**2 * rescaled_error,
             norm**2 * variance / squared_mean if squared_mean > 0 else math.nan,
             norm**2,
+            along.mean().item() / norm,
         )
 
 
@@ -185,7 +189,7 @@ def _rescaled_bias(gram: Tensor, along: Tensor) -> tuple[float, float]:
         return math.nan, math.nan
     blocks = len(along)
     left_out = 2 - 2 * (along.sum() - along) / (blocks - 1) / squares.sqrt()
-    return max((2 - 2 * along.mean() / squared.sqrt()).item(), 0.0), _standard_error(left_out)
+    return (2 - 2 * along.mean() / squared.sqrt()).item(), _standard_error(left_out)
 
 
 def _pairs(gram: Tensor) -> tuple[Tensor, Tensor]:

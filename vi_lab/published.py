@@ -31,6 +31,9 @@ PROVENANCES = {
 COMMANDS = ("train", "audit")
 RUNS = 3
 """Of ours, where a row says nothing."""
+MOST = {"runs": 1000, "seeds": 10**6, "searched": 10**6}
+LARGEST = 1e100
+"""Of published numbers; what is beyond is none."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,9 @@ def read(file: Path) -> Source:
         raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
     where = f"published/{file.name}"
     _only(values, KEYS | SHARED, where)
-    if values.get("provenance") not in PROVENANCES:
+    if str(values.get("provenance")) not in PROVENANCES:
         raise UserError(f"{where}: provenance: wanted one of {', '.join(PROVENANCES)}, got {values.get('provenance')}")
-    if values.get("command", "train") not in COMMANDS:
+    if str(values.get("command", "train")) not in COMMANDS:
         raise UserError(f"{where}: command: wanted train or audit, got {values['command']}")
     rows = values.get("rows")
     if not isinstance(rows, dict) or not rows:
@@ -174,23 +177,24 @@ def read(file: Path) -> Source:
 
 
 def _row(source: str, name: str, row: Any, shared: dict[str, Any], where: str) -> Row:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
         raise UserError(f"{where}: wanted a name of letters, digits and ._-")
     _only(row, SHARED | {"settings", "values"}, where)
     own = {key: row.get(key, shared.get(key)) for key in SHARED}
-    settings = [*(shared.get("settings") or ()), *(row.get("settings") or ())]
+    settings = [*_list(shared.get("settings"), where), *_list(row.get("settings"), where)]
     if not all(isinstance(word, str) and "=" in word for word in settings):
         raise UserError(f"{where}: settings: wanted overrides, such as [estimator=rloo]")
+    if vain := [word for word in settings if word.lstrip("+").startswith(("seed=", "trainer.max_epochs="))]:
+        raise UserError(f"{where}: settings: {vain[0]}: the seed and the epochs are those of the numbers; leave it out")
     cells = row.get("values")
     if not isinstance(cells, list) or not cells:
         raise UserError(f"{where}: values: wanted a list of published numbers")
     for key, least in (("epochs", 1), ("seeds", 1), ("searched", 1), ("runs", 1), ("quick", 0)):
         value = own[key]
-        if key == "seeds" and value == "exact":
-            continue
-        if value is not None and not (isinstance(value, int) and value >= least):
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST.get(key, 10**9)
+        if value is not None and not whole and (key, value) != ("seeds", "exact"):
             raise UserError(f"{where}: {key}: wanted a whole number from {least} on, got {value}")
-    if own["seconds"] is not None and not (isinstance(own["seconds"], (int, float)) and own["seconds"] > 0):
+    if own["seconds"] is not None and not _positive(own["seconds"]):
         raise UserError(f"{where}: seconds: wanted a number above 0, got {own['seconds']}")
     return Row(
         source,
@@ -208,41 +212,58 @@ def _row(source: str, name: str, row: Any, shared: dict[str, Any], where: str) -
     )
 
 
+def _list(value: Any, where: str) -> list[Any]:
+    if value is None or isinstance(value, list):
+        return value or []
+    raise UserError(f"{where}: settings: wanted a list of overrides, such as [estimator=rloo]")
+
+
+def _positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
 def _cell(cell: Any, exact: bool, where: str) -> Cell:
     _only(cell, OF_CELL, where)
     if not isinstance(cell.get("metric"), str):
         raise UserError(f"{where}: wanted a metric, got {cell}")
+    where = f"{where}: {cell['metric']}"
     if ("value" in cell) == ("range" in cell):
-        raise UserError(f"{where}: {cell['metric']}: wanted either value or range")
-    low, high = cell.get("range") or (cell["value"], cell["value"])
-    tolerance = cell.get("tolerance", 0.0)
-    for number in (low, high, cell.get("sd", 0.0), cell.get("temperature", 0.0), tolerance):
-        if not isinstance(number, (int, float)) or isinstance(number, bool) or number != number:
-            raise UserError(f"{where}: {cell['metric']}: wanted numbers, got {number}")
+        raise UserError(f"{where}: wanted either value or range")
+    ends = cell["range"] if "range" in cell else [cell["value"], cell["value"]]
+    if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends)) and ends[0] <= ends[1]):
+        raise UserError(f"{where}: wanted numbers: a value, or a range [LOW, HIGH]; got {ends}")
+    low, high = ends
+    tolerance, sd, temperature = cell.get("tolerance", 0.0), cell.get("sd"), cell.get("temperature")
+    for key, number in (("tolerance", tolerance), ("sd", sd), ("temperature", temperature)):
+        if number is not None and not (_is_number(number) and (number > 0 or (number == 0 and key != "temperature"))):
+            raise UserError(f"{where}: {key}: wanted numbers from 0 on, got {number}")
     epoch = cell.get("epoch")
-    if epoch is not None and not (isinstance(epoch, int) and epoch >= 1):
-        raise UserError(f"{where}: {cell['metric']}: epoch: wanted a whole number from 1 on, got {epoch}")
+    if epoch is not None and not (isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 1):
+        raise UserError(f"{where}: epoch: wanted a whole number from 1 on, got {epoch}")
     if cell.get("bound", "upper") != "upper":
-        raise UserError(f"{where}: {cell['metric']}: bound: wanted upper, got {cell['bound']}")
+        raise UserError(f"{where}: bound: wanted upper, got {cell['bound']}")
     rounded = 1e-6 * abs(low) if exact else _last_digit(low) / 2  # what is exact is written with some eight digits
-    half = max((high - low) / 2, rounded) + tolerance
     return Cell(
         cell["metric"],
         (low + high) / 2,
-        half,
-        cell.get("sd"),
+        max((high - low) / 2, rounded) + tolerance,
+        sd,
         epoch,
         "bound" in cell,
         cell.get("estimator"),
-        cell.get("temperature"),
+        temperature,
         cell.get("minus"),
     )
 
 
 def _last_digit(value: float) -> float:
-    """One unit of the last digit that is written: 0.1 of 107.2. (A trailing zero is lost, so that it is too wide.)"""
-    digits, _, exponent = repr(float(value)).partition("e")
-    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2].rstrip("0") or "0"))
+    """One unit of the last digit that is written: 0.1 of 107.2, 1 of 107. (A trailing zero is lost: then too wide.)"""
+    digits, _, exponent = repr(value).partition("e")
+    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
 
 
 def _only(node: Any, keys: set[str], where: str) -> None:

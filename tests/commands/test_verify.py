@@ -206,6 +206,8 @@ def test_interrupted_runs_go_on(place: Path) -> None:
         (["estimator=rloo"], "the row says what is trained"),
         (["--budget", "soon"], "wanted a time"),
         (["seeds=x"], "wanted how many"),
+        (["seeds=,"], "wanted how many"),
+        (["seeds=999999"], "wanted from 1 to"),
         (["--workers", "0"], "at least 1"),
         (["--config-dir", "nowhere"], "no folder published"),
     ],
@@ -227,6 +229,14 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, place: Path, 
         ({"rows": {"a": {"values": [{"metric": "x"}]}}}, "either value or range"),
         ({"rows": {"a": {"values": [{"metric": "x", "value": "y"}]}}}, "wanted numbers"),
         ({"rows": {"a": {"values": [{"metric": "x", "value": 1.0, "epoch": 0}]}}}, "epoch"),
+        ({"rows": {"a": {"values": [{"metric": "x", "value": 1.0, "sd": float("inf")}]}}}, "sd: wanted numbers"),
+        ({"rows": {"a": {"values": [{"metric": "x", "range": 5}]}}}, "wanted numbers"),
+        ({"rows": {"a": {"values": [{"metric": "x", "range": [2, 1]}]}}}, "wanted numbers"),
+        ({"rows": {"a": {"settings": 5, "values": [{"metric": "x", "value": 1.0}]}}}, "list of overrides"),
+        (
+            {"rows": {"a": {"settings": ["trainer.max_epochs=1"], "values": [{"metric": "x", "value": 1.0}]}}},
+            "leave it out",
+        ),
         ({"rows": {"a": {"sede": 1, "values": [{"metric": "x", "value": 1.0}]}}}, "did you mean seeds"),
         ({"rows": {"../a": {"values": [{"metric": "x", "value": 1.0}]}}}, "wanted a name"),
         ({"rows": {"a": {"settings": ["rloo"], "values": [{"metric": "x", "value": 1.0}]}}}, "overrides"),
@@ -247,13 +257,42 @@ def test_a_row_that_does_not_compose_is_named(place: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("value", "half"), [(107.2, 0.05), (164.0, 0.05), (98, 0.05), (2.5e-13, 0.05e-13), (0.0042732, 0.5e-7)]
+    ("value", "half"),
+    [(107.2, 0.05), (164.0, 0.05), (98, 0.5), (1e-5, 0.5e-5), (2.5e-13, 0.05e-13), (0.0042732, 0.5e-7)],
 )
 def test_rounding_of_published_numbers(value: float, half: float, tmp_path: Path) -> None:
     (source,) = [
         s for s in published.sources(str(write_rows(tmp_path, {"a": {"values": cells(value)}}))) if s.name == "paper"
     ]
     assert source.rows[0].cells[0].half == pytest.approx(half)
+
+
+def test_a_seed_that_diverges_counts(place: Path) -> None:
+    """A loss that is no number any more is no reason to judge by the other seeds alone."""
+    values = cells(541.0, sd=1e3)
+    rows = {"rloo": {"settings": ["estimator=rloo"], "seeds": 10, "values": values}}
+    rows["typo"] = {"settings": ["estimator=reinforce"], "values": cells(1.0, metric="train/los", sd=1.0)}
+    _, before = verify("paper", "seeds=3", config_dir=write_rows(place, rows))
+    assert [cell["verdict"] for cell in before["cells"]] == ["pass", "not decided"]
+    assert before["cells"][1]["reason"] == "our runs have no train/los"
+    (run,) = (place / "outputs/sweeps/verify").glob("paper-rloo-s1-*")
+    header, first = (run / "metrics.csv").read_text().splitlines()[:2]
+    spoiled = [
+        "nan" if name == "train/loss" else v for name, v in zip(header.split(","), first.split(","), strict=True)
+    ]
+    (run / "metrics.csv").write_text(f"{header}\n{','.join(spoiled)}\n")
+    _, after = verify("paper", "seeds=3", config_dir=place, budget="0")
+    assert after["cells"][0]["verdict"] == "fail"
+
+
+def test_a_damaged_audit_leaves_the_others(place: Path, capsys: pytest.CaptureFixture) -> None:
+    values = [{"estimator": "nosuch", "metric": "variance", "value": 1.0}]
+    write_rows(place, {"bad": {"values": values}}, "audits", command="audit", settings=["problem=rebar"])
+    write_rows(place, {"rloo": {"settings": ["estimator=rloo"], "seeds": 10, "values": cells(541.0, sd=1e3)}})
+    code, report = verify("paper", "audits", "seeds=1", config_dir=place)
+    assert code == 0
+    assert "nosuch" in capsys.readouterr().err
+    assert {cell["row"]: cell["verdict"] for cell in report["cells"]} == {"bad": "not decided", "rloo": "pass"}
 
 
 def test_damaged_run_folders_are_left_out(place: Path) -> None:
@@ -264,6 +303,7 @@ def test_damaged_run_folders_are_left_out(place: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "config_resolved.yaml").write_text(content)
         write_json(folder / "status.json", {"state": "completed"})
+    (place / "outputs/sweeps/verify/paper-rloo-s3-link").symlink_to(place)
     _, report = verify("paper", config_dir=place, budget="0")
     assert report["cells"][0]["ours"]["runs"] == 0
 

@@ -60,6 +60,13 @@ def test_what_is_off_by_ten_spreads_fails() -> None:
     assert fails == 200
 
 
+def test_a_wild_run_of_ours_does_not_pass_by_its_own_spread() -> None:
+    """Of three runs one stays far above: the pooled band would be wider than the mean is off."""
+    verdict = judge(row(), CELL, [100.1, 99.9, 160.0], FALSE_ALARM / 120)
+    assert verdict.word == "fail"
+    assert "spread" in verdict.reason
+
+
 def test_a_single_published_run_is_tested_against_our_spread() -> None:
     single = Cell("loss", 100.0, 0.05)
     few = judge(row(single, 1), single, [99.0, 101.0], 1e-4)
@@ -93,9 +100,15 @@ def test_a_bound_from_above() -> None:
 
 
 def test_the_best_of_many_settings_is_expected_to_gain() -> None:
-    plain, chosen = (judge(row(searched=searched), CELL, [100.0], 1e-4).band for searched in (1, 66))
-    assert chosen - plain == pytest.approx(0.5 * math.sqrt(2 * math.log(66) / 10))
+    """On the side where ours is larger, by s sqrt(2 ln M / m); not on the other."""
+    gain = 0.5 * math.sqrt(2 * math.log(66) / 10)
+    band = judge(row(), CELL, [100.0], 1e-4).band
+    for searched, above, below in ((1, "fail", "fail"), (66, "pass", "fail")):
+        assert judge(row(searched=searched), CELL, [100.0 + band + 0.9 * gain], 1e-4).word == above
+        assert judge(row(searched=searched), CELL, [100.0 - band - 0.9 * gain], 1e-4).word == below
 
 
-def test_a_run_that_is_not_finite_fails() -> None:
+def test_a_run_without_a_finite_number_fails() -> None:
     assert judge(row(), CELL, [math.nan, 100.0], 1e-4).word == "fail"
+    audit = replace(row(), command="audit")
+    assert judge(audit, CELL, [math.nan, 100.0], 1e-4).word == "not decided"

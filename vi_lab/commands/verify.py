@@ -27,12 +27,12 @@ from vi_lab import published
 from vi_lab.adapters.hydra import launcher
 from vi_lab.arguments import Parser
 from vi_lab.commands import train
-from vi_lab.commands.launch import rehearse_all
+from vi_lab.commands.launch import Abort, rehearse_all
 from vi_lab.commands.named import Task, at_work, drain, refuse_links_of_sweep
 from vi_lab.comparison.repeated import DIFFER, Found, find, made_with, prefix, values
 from vi_lab.config import check_jobs, quote, search_path
 from vi_lab.console import Heading, duration, load, make_console, print_tables
-from vi_lab.errors import UserError, complain, nearby, printable
+from vi_lab.errors import UserError, complain, nearby, one_line, printable
 from vi_lab.published import Cell, Row
 from vi_lab.runs.files import Status, write_json, write_text
 from vi_lab.runs.jobs import Jobs, Record, fingerprint
@@ -111,11 +111,12 @@ def main(argv: list[str]) -> int:
     terminal = make_console()
     asked = [word for word in arguments.words if "=" not in word or word.startswith("seeds=")]
     asked += ["--quick"] if arguments.quick else []
-    report = verification.report(sources, shlex.join(["vi-lab", "verify", *asked, f"--budget={arguments.budget}"]))
+    report = verification.report(sources, shlex.join(["vi-lab", "verify", *asked]))
     show(report, terminal)
     folder = arguments.output or inside(verification.folder, "report")
     write(report, folder)
     if arguments.markdown:
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.markdown, document(report, "verified.md.j2"))
     terminal.say(f"Table and picture: {nearby(folder / 'verify.html')}")
     return 1 if report.counts["fail"] else 0
@@ -222,44 +223,35 @@ class Verification:
             row -> epochs, in the order of being worth it; 0 epochs of an audit.
         """
         chosen: dict[str, int] = {}
-        heap: list[tuple[float, int, int, float]] = []
-        steps: list[list[tuple[int, int]]] = []
-        rows = [row for row in self.runnable if row.command == "train"]
-        for place, row in enumerate(rows):
-            ends = sorted({end for cell in self.cells(row) if (end := row.last_epoch(cell)) is not None})
-            steps.append([(end, sum(row.last_epoch(cell) == end for cell in self.cells(row))) for end in ends])
-            self._push(heap, place, row, steps[place], 0, there)
+        heap: list[tuple[float, str, int, float]] = []
+        rows = {row.label: row for row in self.runnable if row.command == "train"}
+        steps = {label: Counter(filter(None, map(row.last_epoch, self.cells(row)))) for label, row in rows.items()}
+        ends = {label: sorted(counts) for label, counts in steps.items()}
+
+        def offer(label: str, at: int) -> None:
+            """Training a row until the end of its step `at`, once it is trained until the one before."""
+            if at == len(ends[label]):
+                return
+            row, end, before = rows[label], ends[label][at], ends[label][at - 1] if at else 0
+            cost = 0.0
+            for seed in self.seeds_of(row):
+                done = max((run.epochs for run in there[label] if run.seed == seed), default=0)
+                left = max(0, end - max(before, done))
+                cost += left * self.cost(row) + (START if left and not at else 0.0)
+            worth = steps[label][end] * (0.01 if row.unstated else 1.0)  # what cannot be decided comes last
+            heapq.heappush(heap, (cost / worth, label, at, cost))
+
+        for label in rows:
+            offer(label, 0)
         spent = 0.0
         while heap:
-            _, place, at, cost = heapq.heappop(heap)
+            _, label, at, cost = heapq.heappop(heap)
             if spent + cost > budget:
                 continue  # a cheaper one may still fit
             spent += cost
-            row = rows[place]
-            chosen[row.label] = steps[place][at][0]
-            self._push(heap, place, row, steps[place], at + 1, there)
+            chosen[label] = ends[label][at]
+            offer(label, at + 1)
         return chosen
-
-    def _push(
-        self,
-        heap: list[tuple[float, int, int, float]],
-        place: int,
-        row: Row,
-        steps: list[tuple[int, int]],
-        at: int,
-        there: Mapping[str, Sequence[Found]],
-    ) -> None:
-        if at == len(steps):
-            return
-        end, cells = steps[at]
-        before = steps[at - 1][0] if at else 0
-        cost = 0.0
-        for seed in self.seeds_of(row):
-            done = max((run.epochs for run in there[row.label] if run.seed == seed), default=0)
-            left = max(0, end - max(before, done))
-            cost += left * self.cost(row) + (START if left and not at else 0.0)
-        worth = cells * (0.01 if row.unstated else 1.0)  # what cannot be decided comes last
-        heapq.heappush(heap, (cost / worth, place, at, cost))
 
     def do(self, deadline: float, workers: int) -> None:
         """Measure and train what is missing until a time."""
@@ -302,8 +294,11 @@ class Verification:
             try:
                 with hold(folder), redirect_stdout(io.StringIO()):  # of the tables that it prints ours is one
                     launch([[*job, f"hydra.sweep.subdir={quote(folder.name)}"]], number)
-            except UserError as error:
-                complain(f"vi-lab verify: {row.label}: {error}")
+            except (UserError, Abort) as error:  # the others are measured all the same
+                cause = error.error if isinstance(error, Abort) else error
+                if not isinstance(cause, Exception):  # Ctrl-C
+                    raise cause from None
+                complain(f"vi-lab verify: {row.label}: {one_line(cause)}")
 
     def tasks(self, plan: dict[str, int], there: Mapping[str, Sequence[Found]], workers: int) -> list[dict[str, Any]]:
         """The runs to train: the first seed of all rows, then the second one."""
@@ -394,12 +389,15 @@ class Verification:
         """Why there is no number of ours."""
         if row.lacks:
             return f"vi_lab lacks: {row.lacks}"
-        if any(run.state == "failed" for run in runs):
-            return f"a run of ours has failed: {Run(runs[0].folder).status.get('reason')}"
+        failed = [run for run in runs if run.state == "failed"]
+        if failed:
+            return f"a run of ours has failed: {Run(failed[0].folder).status.get('reason')}"
         if row.command == "train" and row.last_epoch(cell) is None:
             return f"the source does not state: {row.unstated or 'how long it trained'}"
+        if any(run.epochs >= (row.last_epoch(cell) or 0) for run in runs):
+            return f"our runs have no {cell.metric}"
         if row.command == "train":
-            seconds = (row.last_epoch(cell) or 0) * self.cost(row)
+            seconds = START + (row.last_epoch(cell) or 0) * self.cost(row)
             return f"not trained: within no budget of less than {_rough(seconds)} a run"
         return "not measured"
 
@@ -499,12 +497,16 @@ def _workers(file: Path, number: int) -> Iterator[None]:
 def _seeds(text: str) -> list[int]:
     """N: the first so many; or a list."""
     parts = text.split(",")
-    if not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+    one = len(parts) > 1 and parts[-1] == ""  # seeds=7, is the seed 7 alone
+    parts = parts[:-1] if one else parts
+    if not parts or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         raise UserError(f"seeds={text}: wanted how many, as in seeds=3, or which, as in seeds=0,1,2")
     numbers = [int(part) for part in parts]
-    if len(numbers) == 1 and numbers[0] == 0:
-        raise UserError("seeds=0: wanted at least one seed")
-    return list(range(numbers[0])) if len(numbers) == 1 else list(dict.fromkeys(numbers))
+    if one or len(numbers) > 1:
+        return list(dict.fromkeys(numbers))
+    if not 0 < numbers[0] <= published.MOST["runs"]:
+        raise UserError(f"seeds={text}: wanted from 1 to {published.MOST['runs']} seeds")
+    return list(range(numbers[0]))
 
 
 def _rough(seconds: float) -> str:

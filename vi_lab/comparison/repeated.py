@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class Found(NamedTuple):
     final: dict[str, float]
 
     @property
+    def diverged(self) -> bool:
+        """Whether it has ended as its loss was no number any more."""
+        return self.state == "failed" and str(Run(self.folder).status.get("reason")).startswith("the loss became")
+
+    @property
     def complete(self) -> bool:
         """Whether it has ended well."""
         return self.state == "completed"
@@ -54,7 +60,8 @@ def find(sweep: Path, row: Row, config: dict) -> list[Found]:
     """
     wanted = _same(config)
     runs = []
-    for folder in sorted(sweep.glob(f"{_escape(prefix(row))}-s*")):
+    folders = sorted(sweep.glob(f"{_escape(prefix(row))}-s*"))
+    for folder in (folder for folder in folders if not folder.is_symlink()):  # which would lead elsewhere
         with suppress(ViLabError, ValueError, KeyError, TypeError):
             stored = _stored(folder)
             if _same(stored) != wanted:
@@ -72,20 +79,28 @@ def find(sweep: Path, row: Row, config: dict) -> list[Found]:
     return runs
 
 
-def values(row: Row, cell: Cell, runs: Iterable[Found]) -> dict[int, tuple[float, Path]]:
-    """Of each seed what a cell is in our runs, and in which."""
+def values(row: Row, cell: Cell, runs: Sequence[Found]) -> dict[int, tuple[float, Path]]:
+    """Of each seed what a cell is in our runs, and in which. NaN where a run should have the number and has none, as
+    one whose loss has become infinite: it does not count less for that."""
+    known = row.command == "audit" or any(cell.metric in {**run.final, **last(run)} for run in runs)
     found: dict[int, tuple[float, Path]] = {}
-    for run in sorted(runs, key=lambda run: run.epochs):
-        value: Any = None
+    for run in sorted(runs, key=lambda run: run.epochs) if known else ():
         if row.command == "audit":
             value = _of_audit(_audited(run.folder), cell)
-        elif cell.epoch is not None:
-            value = run.history.get(float(cell.epoch), {}).get(cell.metric)
-        elif run.complete and run.wanted == row.epochs:
-            value = run.final.get(cell.metric)
-        if isinstance(value, (int, float)):
+        elif cell.epoch is not None and cell.epoch in run.history:
+            value = run.history[cell.epoch].get(cell.metric, nan)
+        elif cell.epoch is None and run.complete and run.wanted == row.epochs:
+            value = run.final.get(cell.metric, nan)
+        else:
+            value = nan if run.diverged else None
+        if value is not None:
             found[run.seed] = (float(value), run.folder)
     return found
+
+
+def last(run: Found) -> dict[str, float]:
+    """What a run knows of its last epoch."""
+    return run.history[max(run.history)] if run.history else {}
 
 
 def _escape(text: str) -> str:
@@ -131,7 +146,7 @@ def _measured(content: dict[str, Any], cell: Cell, estimator: str | None) -> flo
         same = row.get("estimator") == estimator and row.get("group", "logits") == "logits"
         if same and (temperature is None or abs(row.get("temperature", 0.0) - temperature) <= 1e-9 * temperature):
             number = row.get(cell.metric)
-            return float(number) if isinstance(number, (int, float)) else None
+            return float(number) if isinstance(number, (int, float)) else nan
     return None
 
 
