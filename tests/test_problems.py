@@ -22,7 +22,7 @@ from vi_lab.config import check_overrides
 from vi_lab.distributions import enumerate_support
 from vi_lab.latents import Bernoulli, Categorical, Gaussian
 from vi_lab.models import ExpectedCost
-from vi_lab.problems import MAX_STATES, Polynomial, Quadratic, QuadraticProgramme, ToyCost, discrete_latent
+from vi_lab.problems import MAX_STATES, Polynomial, Quadratic, QuadraticProgram, ToyCost, discrete_latent
 
 TRAIN = ["accelerator=cpu", "threads=1", "figures=false", "logger=[]"]
 DISCRETE = [(name, kind) for name, kind in PAIRS if kind in ("bernoulli", "categorical")]
@@ -94,8 +94,8 @@ def test_the_random_quadratic_is_drawn_as_published() -> None:
     torch.testing.assert_close(cost(z, z)[:, 0], direct)
 
 
-def test_the_quadratic_programme() -> None:
-    cost = QuadraticProgramme([0.7, 0.2, 0.1])
+def test_the_quadratic_program() -> None:
+    cost = QuadraticProgram([0.7, 0.2, 0.1])
     latent = Categorical(1, 3)
     logits = cost.begin(latent)
     torch.testing.assert_close(logits.softmax(0), torch.tensor([0.7, 0.2, 0.1]))

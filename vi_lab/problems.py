@@ -198,7 +198,7 @@ class Quadratic(ToyCost):
         return f"instance={self.instance}"
 
 
-class QuadraticProgramme(ToyCost):
+class QuadraticProgram(ToyCost):
     """f(z) = (z - c)^T Q (z - c) with Q_ij = exp(-2 |i - j|) and c = 1/F: of one variable of three classes the toy of
     Gumbel-Rao (Paulus et al. 2021, arXiv 2010.04838, section 5.2).
 

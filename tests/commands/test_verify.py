@@ -318,7 +318,7 @@ def shipped(source: str) -> dict:
 
 @pytest.mark.slow
 def test_a_planted_wrong_estimator_fails(place: Path) -> None:
-    """Straight-through in place of ReinMax on the polynomial programme: after one epoch the published costs are 0.1452
+    """Straight-through in place of ReinMax on the polynomial program: after one epoch the published costs are 0.1452
     and 0.1401, and runs spread by less than 0.001."""
     values = shipped("hooper2026_poly")
     row = values["rows"]["reinmax"]
