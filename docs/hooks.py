@@ -63,7 +63,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def groups(configs: Path) -> str:
     """Markdown: each config group with its choices, what the first comment of each file says, and the files."""
-    folders = sorted(folder for folder in configs.rglob("*") if folder.is_dir() and list(folder.glob("*.yaml")))
+    found = (folder for folder in configs.rglob("*") if folder.is_dir() and folder.name != "published")  # rows of data
+    folders = sorted(folder for folder in found if list(folder.glob("*.yaml")))
     parts = []
     for folder in folders:
         name = folder.relative_to(configs).as_posix()

@@ -43,7 +43,7 @@ def test_help_explains_keys_in_eighty_columns(command: str, capsys: pytest.Captu
     words = " ".join(text.split())
     comments = read_comments(CONFIG_DIR / f"{command}.yaml")
     shown = {key: comment for key, comment in comments.items() if key.split(".")[0] not in ("hydra", "defaults")}
-    assert len(shown) > 8
+    assert len(shown) >= 8
     assert [comment for comment in shown.values() if " ".join(comment.split()) not in words] == []
 
 

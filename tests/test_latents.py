@@ -11,7 +11,7 @@ from torch import distributions as td
 from tests.estimators.toy import LATENTS, ROWS, THRESHOLD, worst
 from tests.support import small_vae
 from vi_lab import distributions, evaluation, latents, likelihoods
-from vi_lab.estimators import RLOO, Pathwise
+from vi_lab.estimators import RLOO, Pathwise, StraightThrough
 from vi_lab.models import GaussianVAE, ReinforceVAE, StraightThroughVAE
 from vi_lab.objectives import ELBO
 
@@ -20,6 +20,31 @@ def test_logits_stay_in_float32_under_reduced_precision() -> None:
     for latent in LATENTS.values():
         q = latent.float()(torch.randn(2, latent.feature_size, dtype=torch.bfloat16))
         assert distributions.sample(q, 1).dtype == torch.float32
+
+
+def test_an_integer_embedding_shows_the_networks_one_number_for_each_variable() -> None:
+    torch.manual_seed(0)
+    latent = latents.Categorical(3, 5, embedding="integer")
+    assert (latent.size, latent.feature_size, latent.event_shape) == (3, 15, (3, 5))
+    classes = torch.tensor([[0, 2, 4], [1, 3, 4]])
+    seen = latent.inputs(torch.nn.functional.one_hot(classes, 5).float()[None])
+    torch.testing.assert_close(seen, classes[None] / 4)
+    model = small_vae(latent, StraightThrough())
+    loss, _ = model.losses(torch.rand(7, 1, 28, 28))
+    loss.backward()
+    assert next(model.decoder.parameters()).shape[1] == 3
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with pytest.raises(ValueError, match="embedding must be one of one_hot, integer; got 'scalar'"):
+        latents.Categorical(3, 5, embedding="scalar")
+
+
+def test_an_integer_embedding_holds_between_stochastic_layers() -> None:
+    latent = latents.Categorical(3, 5, layers=2, embedding="integer")
+    q, p = latent(torch.randn(4, latent.feature_size)), latent.prior()
+    z = distributions.sample(q, 6)
+    assert z.shape == (6, 4, 2, 3, 5)
+    assert latent.inputs(z).shape == (6, 4, 3)
+    assert distributions.log_prob(p, z).shape == (6, 4)
 
 
 class FullGaussian(latents.Latent):

@@ -33,6 +33,12 @@ def test_mlp_sizes_are_the_seeds() -> None:
     assert [m.out_features for m in linear if isinstance(m, torch.nn.Linear)] == [784]
 
 
+def test_the_slopes_of_leaky_relu() -> None:
+    for name, slope in (("leaky_relu", 0.01), ("leaky_relu_0.2", 0.2), ("leaky_relu_0.3", 0.3)):
+        below = networks.activation_module(name)(torch.tensor([-2.0, 3.0]))
+        torch.testing.assert_close(below, torch.tensor([-2 * slope, 3.0]))
+
+
 def test_network_errors() -> None:
     with pytest.raises(ValueError, match="activation must be one of relu"):
         networks.MLPEncoder((1, 28, 28), 3, activation="swosh")

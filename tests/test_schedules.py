@@ -26,7 +26,10 @@ def test_schedules() -> None:
     assert [step(0), step(9), step(10), step(20), step(30)] == [1.0, 1.0, 0.5, 0.25, 0.2]
     warm_up = schedules.WarmUp(4, schedules.Linear(2.0, 1.0, 10))
     assert [warm_up(0), warm_up(3), warm_up(4), warm_up(9), warm_up(14)] == [0.5, 2.0, 2.0, 1.5, 1.0]
+    warm_up = schedules.WarmUp(4, schedules.Linear(2.0, 1.0, 10), start=0.5)
+    assert [warm_up(0), warm_up(2), warm_up(4), warm_up(9)] == [1.0, 1.5, 2.0, 1.5]
     for bad in (
+        lambda: schedules.WarmUp(4, start=-0.1),
         lambda: schedules.Constant(-1),
         lambda: schedules.Linear(-0.1, 1.0),
         lambda: schedules.Exponential(rate=-1),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         networks,
         noise,
         objectives,
+        problems,
         schedules,
         seeding,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "networks",
     "noise",
     "objectives",
+    "problems",
     "schedules",
     "seeding",
 ]

@@ -93,6 +93,18 @@ class Measurement(NamedTuple):
     """Mean cosine of a draw and the exact gradient."""
     mean_squared_error: float
     """E |g - exact|^2 = |bias|^2 + variance"""
+    squared_bias_rescaled: float
+    """|r E g - exact|^2 with r = |exact| / |E g|: of the direction alone, as optimizers such as Adam do not see the
+    scale (Hooper and Shekhovtsov 2026). The noise of draws taken off, so that it may fall below 0; NaN where E g is
+    within its noise."""
+    squared_bias_rescaled_error: float
+    """Its standard error, from a jackknife over blocks of draws."""
+    variance_rescaled: float
+    """r^2 variance"""
+    exact_squared_norm: float
+    """|exact|^2"""
+    projection: float
+    """<E g, exact> / |exact|^2: 1 without bias. Unlike `relative_bias` it has a sign, and the mean of the truth."""
 
 
 class Moments:
@@ -128,7 +140,10 @@ class Moments:
         norm = max(norm, torch.finfo(torch.float64).tiny)
         mse = torch.cat(self.squared_errors).double().mean().item()
         variance = max(mse - squared_bias, 0.0)
-        squared_mean, _ = _jackknife((means @ means.T).double())
+        gram = (means @ means.T).double()
+        squared_mean, _ = _jackknife(gram)
+        along = (means @ (self.exact / norm)).double()
+        rescaled, rescaled_error = _rescaled_bias(gram, along)
 
         def relative(square: float) -> float:
             return math.sqrt(max(square, 0.0)) / norm
@@ -142,6 +157,11 @@ class Moments:
             math.sqrt(max(squared_mean, 0.0) / variance) if variance > 0 else math.inf,
             torch.cat(self.cosines).double().mean().item(),
             mse,
+            norm**2 * rescaled,
+            norm**2 * rescaled_error,
+            norm**2 * variance / squared_mean if squared_mean > 0 else math.nan,
+            norm**2,
+            along.mean().item() / norm,
         )
 
 
@@ -152,15 +172,42 @@ def _jackknife(gram: Tensor) -> tuple[float, float]:
     The mean over pairs of different blocks of <error_j, error_k> has expectation |bias|^2, where |mean error|^2
     has |bias|^2 + variance / draws.
     """
+    whole, left_out = _pairs(gram)
+    return whole.item(), _standard_error(left_out)
 
-    def pairs(total: Tensor, trace: Tensor, blocks: int) -> Tensor:
+
+def _rescaled_bias(gram: Tensor, along: Tensor) -> tuple[float, float]:
+    """|r E g - exact|^2 / |exact|^2 = 2 (1 - cosine of E g and exact), without the noise's share in |E g|, and its
+    standard error; NaN where |E g|^2 is not above its noise.
+
+    Args:
+        gram: inner products of the blocks' means.
+        along: their components along the exact gradient.
+    """
+    squared, squares = _pairs(gram)
+    if not (squared > 0 and (squares > 0).all()):
+        return math.nan, math.nan
+    blocks = len(along)
+    left_out = 2 - 2 * (along.sum() - along) / (blocks - 1) / squares.sqrt()
+    return (2 - 2 * along.mean() / squared.sqrt()).item(), _standard_error(left_out)
+
+
+def _pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over pairs of different blocks of an inner product, (); and with each block left out, (K,)."""
+
+    def mean(total: Tensor, trace: Tensor, blocks: int) -> Tensor:
         return (total - trace) / (blocks * (blocks - 1))
 
     blocks = len(gram)
     total, diagonal = gram.sum(), gram.diagonal()
-    left_out = pairs(total - 2 * gram.sum(1) + diagonal, diagonal.sum() - diagonal, blocks - 1)
-    standard = ((blocks - 1) / blocks * (left_out - left_out.mean()).square().sum()).sqrt()
-    return pairs(total, diagonal.sum(), blocks).item(), standard.item()
+    left_out = mean(total - 2 * gram.sum(1) + diagonal, diagonal.sum() - diagonal, blocks - 1)
+    return mean(total, diagonal.sum(), blocks), left_out
+
+
+def _standard_error(left_out: Tensor) -> float:
+    """The jackknife's, from a statistic with each block left out, (K,)."""
+    blocks = len(left_out)
+    return ((blocks - 1) / blocks * (left_out - left_out.mean()).square().sum()).sqrt().item()
 
 
 def decoder_evaluations(model: TrainedModel, shape: tuple[int, ...]) -> float:
@@ -285,6 +332,11 @@ class Bench:
             most: draws at the most.
             progress: called with the draws so far and the error reached.
         """
+        expected = getattr(self.model, "expected", None)
+        if expected is not None and not multi_sample:
+            features = self.features.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(expected(self.model.latent(features)).mean(), features)
+            return Reference(gradient, 0.0, "exact, by the expected cost")
         continuous = self.model.latent(self.features[:1]).has_rsample
         if not multi_sample and not continuous and number_of_states(self.model.latent(self.features[:1])) <= max_states:
             return Reference(self.exact(), 0.0, "exact, by enumeration")
@@ -319,11 +371,12 @@ class Bench:
     ) -> dict[str, Measurement]:
         """Measure an estimator: {"logits": ..., "encoder": ...}."""
         samples = BLOCKS if estimator.deterministic else samples
+        rows = max(32, 4096 // reference.gradient.numel())  # small gradients are quicker together
         groups = {"logits": Moments(reference.gradient, samples)}
         if encoder:
             groups["encoder"] = Moments(self.to_encoder(reference.gradient[None])[0], samples)
         for chunk in self.draws(estimator, objective, samples):
-            for draws in chunk.split(32):
+            for draws in chunk.split(rows):
                 groups["logits"].add(draws)
                 if encoder:
                     groups["encoder"].add(self.to_encoder(draws))

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vi_lab.adapters.hydra import VERSION_BASE, Quick, argument_parser, completions, groups, jobs_of_sweep
 from vi_lab.arguments import Parser, split_folders, unquote
 from vi_lab.errors import UserError, one_line
-from vi_lab.schema import CONFIG_DIR, INNER, OPEN, Mark, check, leaves, marked, nearest, row
+from vi_lab.schema import CONFIG_DIR, INNER, NO_GROUPS, OPEN, Mark, check, leaves, marked, nearest, row
 
 OmegaConf.register_new_resolver("default", lambda value, other: other if value is None else value, replace=True)
 
@@ -87,7 +87,7 @@ def _known_keys(path: str, compose_without: Callable[[str], DictConfig]) -> str:
 
 def _groups() -> list[str]:
     """The shipped groups of a model's config."""
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in NO_GROUPS)
 
 
 def _initialized() -> AbstractContextManager:
@@ -177,7 +177,8 @@ OmegaConf.register_new_resolver("numbered", lambda index, numbers: numbers[index
 def choices_of_groups(name: str, config_dir: str | None) -> dict[str, list[str]]:
     """The choices of each group, for the command `name`."""
     with _initialized():
-        return groups(name, search_path(config_dir))
+        found = groups(name, search_path(config_dir))
+    return {group: choices for group, choices in found.items() if group not in NO_GROUPS}
 
 
 def complete_override(name: str, word: str, before: list[str], multirun: bool, config_dir: str | None) -> list[str]:

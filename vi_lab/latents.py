@@ -94,18 +94,26 @@ class Discrete(Latent):
         layers: T.
         hidden: sizes of the hidden layers of the networks between two stochastic layers; none: linear.
         activation: between them.
+        seen_shape: what networks see of a sample of one layer; None: its own.
     """
 
     prior_logits: Tensor
 
-    def __init__(self, shape: tuple[int, ...], layers: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        layers: int,
+        hidden: Sequence[int],
+        activation: str,
+        seen_shape: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         _positive(layers=layers)
-        self.layers, self.layer_shape = layers, shape
+        self.layers, self.layer_shape, self.seen_shape = layers, shape, seen_shape or shape
         self.event_shape = shape if layers == 1 else (layers, *shape)
         self.feature_size = math.prod(shape)
         self.register_buffer("prior_logits", torch.zeros(shape), persistent=False)
-        networks = [MLPEncoder(shape, self.feature_size, hidden, activation) for _ in range(2 * layers - 2)]
+        networks = [MLPEncoder(self.seen_shape, self.feature_size, hidden, activation) for _ in range(2 * layers - 2)]
         self.upward, self.downward = nn.ModuleList(networks[: layers - 1]), nn.ModuleList(networks[layers - 1 :])
 
     @abstractmethod
@@ -113,23 +121,23 @@ class Discrete(Latent):
         """Independent variables with these logits, (*, *layer_shape)."""
 
     def values(self, z: Tensor) -> Tensor:
-        """What networks see of a layer, in its shape."""
+        """What networks see of a layer, (*, *layer_shape) -> (*, *seen_shape)."""
         return z
 
     def inputs(self, z: Tensor) -> Tensor:
-        """The values of z_1: of all layers, (S, B, *event), or of z_1 alone, (S, B, *layer_shape)."""
+        """The values of z_1, (S, B, *seen_shape), of all layers, (S, B, *event), or of z_1 alone."""
         layered = self.layers > 1 and z.ndim - 2 == len(self.event_shape)
         return self.values(z.select(2, 0) if layered else z)
 
     @property
     def size(self) -> int:
         """Number of inputs of the decoder, which sees z_1."""
-        return self.feature_size
+        return math.prod(self.seen_shape)
 
     def given(self, network: nn.Module, z: Tensor) -> Distribution:
         """The distribution of a layer given its neighbor z (*, *layer_shape); logits in at least float32."""
         batch = z.shape[: z.ndim - len(self.layer_shape)]
-        seen = self.values(z).reshape(-1, *self.layer_shape).to(next(network.parameters()).dtype)
+        seen = self.values(z).reshape(-1, *self.seen_shape).to(next(network.parameters()).dtype)
         logits = _precise(network(seen))
         return self.variables(logits.reshape(*batch, *self.layer_shape))
 
@@ -157,8 +165,19 @@ class Discrete(Latent):
         """What a sample of one layer is, in words."""
 
 
+EMBEDDINGS = ("one_hot", "integer")
+"""What the networks see of a categorical variable: its one-hot vector, or the number of its class."""
+
+
 class Categorical(Discrete):
-    """`variables` independent one-hot variables of `classes` classes; uniform prior. Event (L, C), or (T, L, C)."""
+    """`variables` independent one-hot variables of `classes` classes; uniform prior. Event (L, C), or (T, L, C).
+
+    Args:
+        embedding: "integer": decoder and networks between layers see the class k as one number, k / (C - 1), which is
+            in [0, 1] and linear in z; samples stay one-hot.
+    """
+
+    numbers: Tensor
 
     def __init__(
         self,
@@ -167,13 +186,24 @@ class Categorical(Discrete):
         layers: int = 1,
         hidden: Sequence[int] = (),
         activation: str = "tanh",
+        embedding: str = "one_hot",
     ) -> None:
         _positive(variables=variables, classes=classes)
-        super().__init__((variables, classes), layers, hidden, activation)
+        if embedding not in EMBEDDINGS:
+            raise ValueError(f"embedding must be one of {', '.join(EMBEDDINGS)}; got {embedding!r}")
+        seen_shape = (variables,) if embedding == "integer" else None
+        super().__init__((variables, classes), layers, hidden, activation, seen_shape)
+        self.integer = embedding == "integer"
+        if self.integer:
+            self.register_buffer("numbers", torch.linspace(0, 1, classes), persistent=False)
 
     def variables(self, logits: Tensor) -> Distribution:
         """(*, L, C) -> event (L, C)."""
         return Independent(one_hot_categorical(logits), 1, validate_args=False)
+
+    def values(self, z: Tensor) -> Tensor:
+        """z, or (*, L, C) -> (*, L), the number of each variable's class over C - 1."""
+        return z @ self.numbers.to(z.dtype) if self.integer else z
 
     def describe_layer(self) -> str:
         """As "30 variables of 10 classes"."""

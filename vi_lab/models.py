@@ -1,4 +1,4 @@
-"""The LightningModules: four families of VAE over one base.
+"""The LightningModules: four families of VAE over one base, and toy problems, which are an expected cost alone.
 
 Data flows one way: x -> encoder -> q(z|x) -> estimator (which calls decoder and likelihood) -> objective -> metrics.
 A family says which latents belong to it and what it logs besides; the estimator is what differs within a family.
@@ -23,6 +23,7 @@ from vi_lab.latents import VQ, Bernoulli, Categorical, Discrete, Gaussian, Laten
 from vi_lab.likelihoods import Likelihood
 from vi_lab.objectives import ELBO, RelaxedELBO, Terms
 from vi_lab.priors import Fixed, Prior
+from vi_lab.problems import Logits, ToyCost, discrete_latent
 from vi_lab.seeding import EVALUATION, NOISE, seed_noise
 
 PARTS = {
@@ -161,7 +162,8 @@ class VAE(lightning.LightningModule):
         """z (S, B, *event) -> decoder output (S, B, *shape), in one call for all samples. At least float32, so that
         784 pixels sum to nats without rounding. Of several stochastic layers it sees the first, which may come alone:
         (S, B, *layer)."""
-        flat = self.latent.inputs(z).flatten(2).flatten(0, 1).to(next(self.decoder.parameters()).dtype)
+        dtype = next(self.decoder.parameters(), z).dtype  # a decoder may have no parameters
+        flat = self.latent.inputs(z).flatten(2).flatten(0, 1).to(dtype)
         output = self.decoder(flat)  # (S*B, size) -> (S*B, *shape)
         return output.to(torch.promote_types(output.dtype, torch.float32)).unflatten(0, z.shape[:2])
 
@@ -369,3 +371,61 @@ class ReinforceVAE(VAE):
     def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
         """Standard deviation of the costs over samples and images, in nats."""
         return {"cost_std": terms.cost.std(correction=0)}
+
+
+class ExpectedCost(VAE):
+    """A toy problem: min over logits of E_q(z)[f(z)], with the estimators, the runner and the audit of a VAE.
+
+    It is a VAE whose encoder is free logits, whose decoder leaves z as it is, whose -log p(x|z) is the cost f, and
+    whose objective weighs the KL with 0. Of x only the batch size counts, the number of independent draws in a step. It
+    is evaluated by the exact expected cost, and logs the probabilities where they are few.
+
+    Args:
+        encoder: `vi_lab.problems.Logits`; begins where the cost says.
+        likelihood: the cost f.
+        others: as of `VAE`.
+
+    Raises:
+        TypeError: the latent is not one layer of binary or categorical variables, or the encoder and the cost are not
+            those of a toy problem.
+        ValueError: the objective weighs the KL, or the cost does not take the latent.
+    """
+
+    shown = 8
+    """Up to so many probabilities are logged."""
+
+    def __init__(
+        self, latent: Latent, encoder: nn.Module, decoder: nn.Module, likelihood: ToyCost, **arguments: Any
+    ) -> None:
+        super().__init__(latent, encoder, decoder, likelihood, **arguments)  # type: ignore[arg-type]
+        if not isinstance(encoder, Logits) or not isinstance(likelihood, ToyCost):
+            raise TypeError(
+                "an expected cost needs vi_lab.problems.Logits and a vi_lab.problems.ToyCost, got "
+                f"{type(encoder).__name__} and {type(likelihood).__name__}"
+            )
+        if self.objective.beta != 0 or self.objective.scheduled is not None:
+            raise ValueError(f"an expected cost has no KL: wanted objective.beta=0, got {self.objective.beta}")
+        self.cost: ToyCost = likelihood
+        with torch.no_grad():
+            encoder.logits.copy_(likelihood.begin(discrete_latent(latent)))
+
+    def expected(self, q: Distribution) -> Tensor:
+        """E_q f, exact and differentiable: (B,)."""
+        return self.cost.expected(q)
+
+    def losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As of `VAE`, without the parts of a bound."""
+        loss, values = super().losses(x)
+        return loss, {name: value for name, value in values.items() if name not in ("reconstruction", "kl")}
+
+    def extra_metrics(self, q: Distribution, terms: Terms) -> dict[str, Tensor]:
+        """The exact expected cost, and the probabilities of the states (of bits: of a 1) where they are few."""
+        probabilities = q.mean[0].flatten()
+        few = probabilities if len(probabilities) <= self.shown else probabilities[:0]
+        return {"expected_cost": self.expected(q).mean(), **{f"probability_{index}": p for index, p in enumerate(few)}}
+
+    def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The exact expected cost as the split's loss: the same for every split."""
+        means = self.evaluation_means.setdefault(split, Means())
+        means.names = [f"{split}/loss"]
+        means.add(self.expected(self.posterior(batch[0])).mean()[None], len(batch[0]))

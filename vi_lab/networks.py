@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
+    "leaky_relu": nn.LeakyReLU,  # of slope 0.01 below 0
+    "leaky_relu_0.2": partial(nn.LeakyReLU, 0.2),
+    "leaky_relu_0.3": partial(nn.LeakyReLU, 0.3),
     "elu": nn.ELU,
     "silu": nn.SiLU,
     "gelu": nn.GELU,

@@ -115,17 +115,26 @@ class Step:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """tau(t) = then(0) * (t + 1) / steps for t < steps, so that no step is lost; from there on then(t - steps)"""
+    """tau(t) = then(0) * (t + 1) / steps for t < steps, so that no step is lost; from there on then(t - steps)
+
+    With a `start` the line begins at that part of then(0): then(0) * (start + (1 - start) * t / steps), as torch's
+    LinearLR.
+    """
 
     steps: int = 500
     then: Schedule = Constant()
+    start: float | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "steps")
+        if self.start is not None:
+            _not_negative(self, "start")
 
     def __call__(self, step: int) -> float:
         """On the line up to where the other schedule begins, then on that one."""
         if step < self.steps:
+            if self.start is not None:
+                return self.then(0) * (self.start + (1 - self.start) * step / self.steps)
             return self.then(0) * (step + 1) / self.steps
         return self.then(step - self.steps)
 

@@ -23,6 +23,8 @@ from vi_lab.errors import UserError
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if (p / "train.yaml").is_file())
 """The shipped groups: beside the package in a checkout, inside it in a wheel."""
+NO_GROUPS = ("hydra", "published")
+"""Its folders that are no groups of a model's config: Hydra's own, and published numbers."""
 
 
 # --- what a value must satisfy ---------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ TAGS = _list_of(
     Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[\w.+-]{1,40}", v) is not None, ""),
     "a list of words of letters, digits and _.+- such as [paper,baseline]",
 )
-ACTIVATION = _one_of("relu", "leaky_relu", "elu", "silu", "gelu", "tanh")
+ACTIVATION = _one_of("relu", "leaky_relu", "leaky_relu_0.2", "leaky_relu_0.3", "elu", "silu", "gelu", "tanh")
 PRECISIONS = ("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
 
 
@@ -202,6 +204,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.channels": Key(Rule(lambda v: _integer(v) and v in (1, 3), "1 (gray) or 3 (color)", ("1", "3")), SHOWN),
     "data.drop_last": Key(FLAG),
+    "data.steps": Key(_whole(1, 10**6), SHOWN),
     "data.test_every_epoch": Key(FLAG),
     # the model
     "latent.variables": Key(WIDTH, SHOWN),
@@ -210,6 +213,7 @@ KEYS: dict[str, Key] = {
     "latent.layers": Key(_whole(1, 10), SHOWN),
     "latent.hidden": Key(SIZES, SHOWN),
     "latent.activation": Key(ACTIVATION, SHOWN),
+    "latent.embedding": Key(_one_of("one_hot", "integer"), SHOWN),
     "latent.values": Key(_one_of("bits", "signs"), SHOWN),
     "prior.components": Key(WIDTH, SHOWN),
     "prior.size": Key(WIDTH, SHOWN),
@@ -221,6 +225,14 @@ KEYS: dict[str, Key] = {
     "network.*.norm": Key(_optional(_one_of("layer")), SHOWN),
     "network.*.blocks": Key(_whole(0, 1000), SHOWN),
     "network.*.output_activation": Key(_optional(ACTIVATION), SHOWN),
+    "likelihood.target": Key(_between(-1e6, 1e6), SHOWN),
+    "likelihood.power": Key(_between(1, 100), SHOWN),
+    "likelihood.start": Key(_between(-100, 100), SHOWN),
+    "likelihood.spread": Key(_between(0, 100), SHOWN),
+    "likelihood.instance": Key(SEED, SHOWN),
+    "likelihood.probabilities": Key(
+        _optional(_list_of(FACTOR, "a list of numbers between 0 and 1 with the sum 1", 1, 1000)), SHOWN
+    ),
     "likelihood.scale": Key(POSITIVE, SHOWN),
     "likelihood.learn_scale": Key(FLAG, SHOWN),
     # the bound and its gradient
@@ -242,6 +254,7 @@ KEYS: dict[str, Key] = {
     "estimator.top_k": Key(SIZE),
     "estimator.chunk": Key(SIZE),
     "estimator.commitment": Key(WEIGHT),
+    "estimator.embedding": Key(_one_of("one_hot", "integer")),
     "estimator.baseline.decay": Key(FRACTION),
     "estimator.baseline.hidden": Key(WIDTH),
     "estimator.baseline.normalize_variance": Key(FLAG),
@@ -274,6 +287,7 @@ KEYS: dict[str, Key] = {
     "lr_scheduler.scheduler.gamma": Key(POSITIVE, SHOWN),
     "lr_scheduler.scheduler.factor": Key(POSITIVE, SHOWN),
     "lr_scheduler.scheduler.eta_min": Key(WEIGHT, SHOWN),
+    "lr_scheduler.scheduler.schedule.start": Key(_optional(FRACTION), SHOWN),
     "lr_scheduler.scheduler.schedule.steps": Key(STEPS, SHOWN),
     "lr_scheduler.scheduler.schedule.then.steps": Key(STEPS, SHOWN),
     "lr_scheduler.scheduler.schedule.then.*": Key(WEIGHT, SHOWN),
@@ -317,7 +331,7 @@ KEYS: dict[str, Key] = {
     "trainer.inference_mode": Key(FLAG),
     "trainer.benchmark": Key(_optional(FLAG)),
     # what is measured, drawn and kept
-    "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL),
+    "figures": Key(FLAG, RESUME | REPRODUCE | INCIDENTAL | AUDIT),
     "figures_every_n_epochs": Key(_optional(STEPS), RESUME | INCIDENTAL),
     "projector": Key(FLAG, RESUME | INCIDENTAL),
     "compile": Key(FLAG),
@@ -355,7 +369,7 @@ LATER: dict[str, Any] = {
 
 _ONE_LAYER: dict[str, Any] = {"layers": 1, "hidden": [], "activation": "tanh"}
 LATER_OF_LATENTS: dict[str, dict[str, Any]] = {
-    "vi_lab.latents.Categorical": _ONE_LAYER,
+    "vi_lab.latents.Categorical": {**_ONE_LAYER, "embedding": "one_hot"},
     "vi_lab.latents.Bernoulli": {**_ONE_LAYER, "values": "bits"},
 }
 """Likewise, by the latent's `_target_`."""
@@ -365,6 +379,9 @@ OPEN = ("trainer", "optimizer", "lr_scheduler", "callbacks", "logger", "hydra")
 
 MAY_BE_EMPTY = ("logger", "callbacks")
 """Groups of which a run may have none."""
+
+BRINGING = ("experiment", "problem", "size")
+"""Groups without a node: their files choose from other groups and set values."""
 
 INNER = ("_target_", "_partial_", "compatible_latents", "model", "hydra")
 """Keys that are not for users to set."""
@@ -597,6 +614,9 @@ def check_parts(values: dict) -> None:
         }.items():
             if is_so:
                 raise UserError(f"{path}: knows models of one stochastic layer; got latent.layers={latent['layers']}")
+    seen = latent.get("embedding", "one_hot")
+    if estimator.get("embedding", seen) != seen and kind == "categorical":
+        raise UserError(f"estimator.embedding={estimator['embedding']}: wanted that of latent.embedding={seen}")
     objective, schedule = (values.get(key, {}).get("_target_", "") for key in ("objective", "schedule"))
     if objective.endswith(".RelaxedELBO") and "prior_temperature" not in estimator:
         raise UserError(f"objective=relaxed needs estimator=concrete, not {values['name']}; leave objective= out")

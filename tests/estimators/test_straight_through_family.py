@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tests.estimators.toy import COORDINATES, FAMILY_ERROR, PHI, ROWS, THRESHOLD, make, posterior, problem, worst
 from vi_lab import distributions
 from vi_lab.estimators import (
+    MVE,
     Cost,
     Estimate,
     GappedStraightThrough,
@@ -22,9 +23,11 @@ from vi_lab.estimators import (
     ReinMax,
     ReinMaxCV,
     ReinMaxRao,
+    ReinMaxRelaxed,
     StraightThrough,
     StraightThroughGumbelSoftmax,
 )
+from vi_lab.estimators.mve import minimum_variance
 from vi_lab.estimators.reinmax import heun
 from vi_lab.estimators.surrogates import differentiable, straight_through, with_gradient_of
 
@@ -273,6 +276,136 @@ def test_reinmax_cv_would_be_biased_with_the_noise_that_gave_the_sample(kind: st
     assert worst(toy.draws(Forward(eta=1.0).double())[1], toy.exact()[1]) > 2 * THRESHOLD
 
 
+@kinds
+def test_reinmax_with_cold_relaxations_is_reinmax(kind: str) -> None:
+    results = []
+    for estimator in (ReinMaxRelaxed(temperature=1e-6), ReinMax()):
+        torch.manual_seed(0)  # both draw z first
+        results.append(observe(estimator, kind))
+    cold, plain = results
+    assert torch.equal(cold[0], plain[0])
+    torch.testing.assert_close(cold[2].mean(0), plain[2].mean(0), atol=1e-3, rtol=0)
+
+
+@kinds
+def test_reinmax_with_relaxations_is_biased_even_for_linear_costs(kind: str) -> None:
+    torch.manual_seed(0)
+    toy = problem(kind, "linear")
+    assert worst(toy.draws(ReinMaxRelaxed().double())[1], toy.exact()[1]) > 2 * THRESHOLD
+
+
+def test_zgr_is_reinmax_at_temperature_1() -> None:
+    """The mean of straight-through and of (z - p) log p_z (Shekhovtsov 2021, arXiv 2110.05456), sample for sample."""
+    torch.manual_seed(0)
+    logits = torch.randn(50, 4, 5, dtype=torch.float64, requires_grad=True)
+    q, g = posterior("categorical", logits), torch.randn(50, 4, 5, dtype=torch.float64)
+    z = distributions.sample(q, 1)[0]
+    p, log_p_z = logits.softmax(-1), (z * logits.log_softmax(-1)).sum(-1, keepdim=True)
+    zgr = (p + (z - p.detach()) * log_p_z) / 2
+    expected, ours = (torch.autograd.grad((x * g).sum(), logits)[0] for x in (zgr, heun(q, z)))
+    torch.testing.assert_close(ours, expected)
+
+
+# --- MVE -----------------------------------------------------------------------------------------------------------
+
+
+def jacobians_of_mve(p: Tensor, temperature: float, embedding: str = "one_hot") -> Tensor:
+    """S_z for each state z of one variable: (K states, K rows, K logits)."""
+    states = torch.eye(len(p), dtype=p.dtype)[:, None, None]  # (S, 1, 1, K)
+
+    def soft(logits: Tensor) -> Tensor:
+        return minimum_variance(posterior("categorical", logits[None, None]), states, temperature, embedding)[:, 0, 0]
+
+    return torch.autograd.functional.jacobian(soft, p.log())
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_mve_minimizes_what_it_says(classes: int, temperature: float) -> None:
+    """Held against the quadratic program, solved as one dense system for each column, with its constraint."""
+    torch.manual_seed(0)
+    p = torch.randn(classes, dtype=torch.float64).softmax(-1)
+    j, n = jacobian(p), classes**2
+    quadratic, constraint = torch.zeros(n, n, dtype=p.dtype), torch.zeros(classes, n, dtype=p.dtype)
+    linear = torch.zeros(n, classes, dtype=p.dtype)  # of each column
+    for z in range(classes):
+        for i in range(classes):
+            here, there = z * classes + i, i * classes + z  # where S_zi and S_iz stand
+            quadratic[here, here] += 2 * temperature * p[z]
+            constraint[i, here] = p[z]
+            row = torch.zeros(n, dtype=p.dtype)
+            row[here] += p[z]
+            row[there] += p[i]
+            quadratic += torch.outer(row, row)
+            if z == i:
+                linear += torch.outer(row, j[i])
+    kkt = torch.cat(
+        [torch.cat([quadratic, constraint.T], 1), torch.cat([constraint, torch.zeros(classes, classes)], 1)]
+    )
+    expected = torch.linalg.lstsq(kkt, torch.cat([linear, j]), driver="gelsd").solution[:n]
+    ours = jacobians_of_mve(p, temperature).reshape(n, classes)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mve_is_straight_through_where_hot_and_exact_for_quadratic_costs_where_cold() -> None:
+    torch.manual_seed(0)
+    p = torch.randn(6, dtype=torch.float64).softmax(-1)
+    hot, cold = jacobians_of_mve(p, 1e6), jacobians_of_mve(p, 1e-6)
+    torch.testing.assert_close(hot, jacobian(p).expand_as(hot), atol=1e-5, rtol=0)
+    root = torch.randn(6, 6, dtype=torch.float64)
+    square, slope = root + root.T, torch.randn(6, dtype=torch.float64)
+    exact = jacobian(p) @ (square.diagonal() / 2 + slope)  # of z' Q z / 2 + b' z
+    ours, st = (torch.einsum("z,zik,iz->k", p, s, square + slope[:, None]) for s in (cold, hot))
+    torch.testing.assert_close(ours, exact, atol=1e-4, rtol=0)
+    assert (st - exact).norm() > 0.1 * exact.norm()
+    z = torch.eye(6, dtype=torch.float64)
+    reinmax = (jacobian(p) + torch.einsum("zi,zk->zik", z - p, z - p)) / 2
+    assert (p @ cold.square().sum((-1, -2))) < 0.999 * (p @ reinmax.square().sum((-1, -2)))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_mve_of_numbers_minimizes_what_it_says(classes: int) -> None:
+    torch.manual_seed(0)
+    p = torch.randn(classes, dtype=torch.float64).softmax(-1)
+    phi = torch.arange(classes, dtype=torch.float64)
+    mean = p @ phi
+    for temperature in (1e-6, 0.5, 1e6):
+        s = torch.einsum("zik,i->zk", jacobians_of_mve(p, temperature, "integer"), phi)  # by state, of x's gradient
+        torch.testing.assert_close(p @ s, jacobian(p) @ phi)  # costs linear in x are exact
+        variance, target = p @ (phi - mean).square(), phi * (phi - 2 * mean) / 2
+
+        def objective(slope: Tensor, v: Tensor = variance, t: Tensor = target, tau: float = temperature) -> Tensor:
+            return v * slope.square().sum() + 2 / tau * (v * slope - t).square().sum()
+
+        slope = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+        # quadratic: one step of Newton from anywhere is the minimum
+        gradient = torch.autograd.grad(objective(slope), slope)[0]
+        best = -torch.linalg.solve(torch.autograd.functional.hessian(objective, slope.detach()), gradient)
+        expected = (phi + (phi - mean)[:, None] * best) @ jacobian(p)
+        torch.testing.assert_close(s, expected)
+    cold = torch.einsum("zik,i->zk", jacobians_of_mve(p, 1e-6, "integer"), phi)
+    torch.testing.assert_close((p * phi) @ cold, jacobian(p) @ phi.square() / 2, atol=1e-4, rtol=0)
+
+
+def test_mve_of_a_bernoulli_is_that_of_a_number_of_two_classes() -> None:
+    logits = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([[[0.0]], [[1.0]]], dtype=torch.float64)
+    p = logits.detach().sigmoid()
+    for temperature in (0.1, 1.0):
+        soft = minimum_variance(posterior("bernoulli", logits[None]), z, temperature)
+        ours = torch.stack([torch.autograd.grad(s, logits, retain_graph=True)[0] for s in soft.flatten()])
+        both = jacobians_of_mve(torch.cat([1 - p, p]), temperature, "integer")
+        torch.testing.assert_close(ours[:, 0], both[:, 1, 1])
+
+
+def test_mve_in_float32_is_that_in_float64() -> None:
+    """Where the system is nearly singular: 64 classes, some of them next to impossible, at the lowest temperature."""
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(64, dtype=torch.float64)
+    low, high = (jacobians_of_mve(logits.softmax(-1).to(dtype), 1e-6) for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(low.double(), high, atol=1e-3, rtol=1e-3)
+
+
 # --- decoupled temperatures ----------------------------------------------------------------------------------------
 
 
@@ -302,7 +435,17 @@ def test_the_backward_temperature_from_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    "estimator", [StraightThroughGumbelSoftmax, GappedStraightThrough, GumbelRao, ReinMax, ReinMaxRao, ReinMaxCV]
+    "estimator",
+    [
+        StraightThroughGumbelSoftmax,
+        GappedStraightThrough,
+        GumbelRao,
+        ReinMax,
+        ReinMaxRao,
+        ReinMaxCV,
+        ReinMaxRelaxed,
+        MVE,
+    ],
 )
 @pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize(
@@ -338,9 +481,11 @@ def test_errors_say_what_was_wanted() -> None:
     with pytest.raises(ValueError, match="backward_temperature must be positive, got 0"):
         StraightThroughGumbelSoftmax(backward_temperature=0)
     gaussian = posterior("gaussian", torch.zeros(2, 2, 3))
-    for estimator in (GappedStraightThrough(), GumbelRao(), ReinMax(), ReinMaxRao(), ReinMaxCV()):
+    with pytest.raises(ValueError, match="embedding must be one of one_hot, integer; got 'scalar'"):
+        MVE(embedding="scalar")
+    for estimator in (GappedStraightThrough, GumbelRao, ReinMax, ReinMaxRao, ReinMaxCV, ReinMaxRelaxed, MVE):
         with pytest.raises(TypeError, match="discrete posterior"):
-            estimator(gaussian, lambda z: z.sum(-1))
+            estimator()(gaussian, lambda z: z.sum(-1))
 
 
 def test_straight_through_gumbel_softmax_has_the_mean_of_pyros() -> None:

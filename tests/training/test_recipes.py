@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 import yaml
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from tests.support import SMALL, compose, config, read_rows, refusal, run, small_vae, train
 from tests.training.crash import crashed, unequal
@@ -116,6 +118,26 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1, 2, 2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5), 0, 0])
+
+
+def test_the_learning_rate_by_epochs_is_that_of_torchs_schedulers() -> None:
+    """A linear rise from a thousandth and then a cosine, as torch's SequentialLR of the two."""
+    rates: list[list[float]] = [[], []]
+    for found in rates:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        if found is rates[0]:
+            config = compose("lr_scheduler=warmup_cosine_epochs")
+            assert config.lr_scheduler.interval == "epoch"
+            schedule = hydra.utils.instantiate(config.lr_scheduler.scheduler)(optimizer)
+        else:
+            parts = [LinearLR(optimizer, 1e-3, total_iters=10), CosineAnnealingLR(optimizer, 490)]
+            schedule = SequentialLR(optimizer, parts, [10])
+        for _ in range(500):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+    assert rates[0][0] == pytest.approx(0.002)
+    assert rates[0] == pytest.approx(rates[1], abs=1e-6)
 
 
 def test_parts_are_told_by_the_names_of_parameters() -> None:

@@ -74,19 +74,22 @@ def run_config(config: DictConfig, overrides: list[str]) -> DictConfig:
         if key.startswith(("data.", "threads", "seed")):
             OmegaConf.update(stored, key, override.value())
     stored.accelerator = config.accelerator
-    stored.audit, stored.run = config.audit, config.run
+    stored.audit, stored.run, stored.figures = config.audit, config.run, config.figures
     check_parts(plain(stored))
     return stored
 
 
 def candidates(config: DictConfig) -> dict[str, dict]:
-    """The estimators to audit, by name: their composed configs, with this model's latent.
+    """The estimators to audit, by name: their composed configs, with this model's latent. That of `estimator=` has the
+    settings that it is given there.
 
     Raises:
         UserError: an unknown name, or one that cannot work with the latent.
     """
     latent = latent_kind(plain(config))
-    sources = HydraConfig.get().runtime.config_sources
+    runtime = HydraConfig.get().runtime
+    own = runtime.choices.get("estimator") if config.run is None else None
+    sources = runtime.config_sources
     config_dir = next((source.path for source in sources if source.provider == "command-line"), None)
     known = choices_of_groups("audit", config_dir)["estimator"]
     wanted = plain(config.audit.estimators)
@@ -96,6 +99,8 @@ def candidates(config: DictConfig) -> dict[str, dict]:
             raise UserError(f"audit.estimators: there is no {name} (one of {', '.join(known)})")
         shared = [f"temperature={config.temperature}", f"objective.beta={config.objective.get('beta', 1.0)}"]
         values = resolved(compose_job("train", [f"estimator={name}", *shared], config_dir))
+        if name == own:
+            values["estimator"] = plain(config.estimator)
         accepted = values["compatible_latents"]
         if latent is None or latent in accepted:
             chosen[name] = values
@@ -146,16 +151,19 @@ def audit_model(config: DictConfig, folder: Path, overrides: list[str]) -> bool:
         raise ViLabError("nothing to audit")
     audit.write(folder, interrupted)
     audit.show(interrupted)
-    from vi_lab.figures.audit import write_figures
+    if config.figures:
+        from vi_lab.figures.audit import write_figures
 
-    write_figures(folder / "figures", audit.rows, audit.sweep)
-    terminal.say(f"audit.csv, audit.json and figures/ are in {os.path.relpath(folder)}")
+        write_figures(folder / "figures", audit.rows, audit.sweep)
+    files = "audit.csv, audit.json and figures/" if config.figures else "audit.csv and audit.json"
+    terminal.say(f"{files} are in {os.path.relpath(folder)}")
     return not interrupted
 
 
-def _target(multi_sample: int) -> str:
-    """The name of what is estimated: the ELBO, or the bound with so many samples."""
-    return f"bound of {multi_sample} samples" if multi_sample else "ELBO"
+def _target(multi_sample: int, toy: bool) -> str:
+    """The name of what is estimated: the ELBO, or of a toy problem its expected cost; or the bound with so many
+    samples."""
+    return f"bound of {multi_sample} samples" if multi_sample else "expected cost" if toy else "ELBO"
 
 
 class Audit:
@@ -172,6 +180,7 @@ class Audit:
         self.rows: list[dict[str, Any]] = []
         self.sweep: list[dict[str, Any]] = []
         self.references: dict[int, Reference] = {}
+        self.toy = hasattr(bench.model, "expected")
 
     def measure_all(self, chosen: dict[str, dict]) -> None:
         """All estimators as configured, then those that have a temperature over the temperatures."""
@@ -188,14 +197,14 @@ class Audit:
     def measure(self, name: str, values: dict) -> None:
         """One estimator as it is configured: rows for the table."""
         estimator, objective = self._parts(values)
-        measured = self._measure(name, estimator, objective, encoder=True)
+        measured = self._measure(name, estimator, objective, encoder=not self.toy)  # whose weights are the logits
         evaluations, milliseconds = self.bench.cost(estimator, objective)
         for group, numbers in measured.items():
             self.rows.append(
                 {
                     "estimator": name,
                     "group": group,
-                    "target": _target(_samples_of_bound(estimator)),
+                    "target": _target(_samples_of_bound(estimator), self.toy),
                     "unbiased": estimator.unbiased,
                     **numbers._asdict(),
                     "decoder_evaluations": evaluations,
@@ -244,7 +253,7 @@ class Audit:
             from vi_lab.seeding import NOISE, seed_noise
 
             settings = self.settings
-            task = self.progress.add_task(f"reference of the {_target(multi_sample)}", total=None)
+            task = self.progress.add_task(f"reference of the {_target(multi_sample, self.toy)}", total=None)
 
             def show(draws: int, error: float) -> None:
                 wanted = draws * (error / settings.reference_error) ** 2  # as the error falls with the draws
@@ -275,7 +284,7 @@ class Audit:
         if self.sweep:
             write_csv(folder / "audit_temperature.csv", self.sweep)
         references = {
-            _target(multi): {"how": reference.how, "relative_error": reference.error}
+            _target(multi, self.toy): {"how": reference.how, "relative_error": reference.error}
             for multi, reference in self.references.items()
         }
         content = {"interrupted": interrupted, "references": references}
@@ -283,13 +292,13 @@ class Audit:
 
     def show(self, interrupted: bool) -> None:
         """The table, and what the estimators were held against."""
-        title = "gradient of the negative ELBO with respect to q's logits"
+        title = f"gradient of the {'expected cost' if self.toy else 'negative ELBO'} with respect to q's logits"
         print_tables(self.terminal, HEADINGS, [(title, rows_of_logits(self.rows))], "audit.csv has them")
         for multi, reference in self.references.items():
             error = f", relative standard error {reference.error:.2g}" if reference.error else ""
             if reference.error > (wanted := self.settings.reference_error):
                 error += f" (wanted {wanted:g}: raise audit.reference_draws={self.settings.reference_draws})"
-            self.terminal.say(f"reference for the {_target(multi)}: {reference.how}{error}")
+            self.terminal.say(f"reference for the {_target(multi, self.toy)}: {reference.how}{error}")
         if interrupted:
             self.terminal.say("interrupted: what was measured is written")
 
@@ -310,7 +319,7 @@ def rows_of_logits(rows: list[dict]) -> list[list[str]]:
     chosen = [row for row in rows if row["group"] == "logits"]
     return [
         [
-            row["estimator"] + ("" if row["target"] == "ELBO" else f" ({row['target']})"),
+            row["estimator"] + (f" ({row['target']})" if row["target"].startswith("bound") else ""),
             f"{row['relative_bias']:.3f}",
             f"{row['relative_bias_low']:.3f} to {row['relative_bias_high']:.3f}",
             f"{row['variance']:.3g}",

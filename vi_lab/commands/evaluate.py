@@ -123,6 +123,8 @@ def _prepare(stored: Run, config: DictConfig) -> None:
     stored.config.data.download = config.data.download  # nothing is fetched on the word of somebody else's folder
     if config.data.root is not None and stored.config.data.source != "digits":
         stored.config.data.root = config.data.root
+    if stored.settings.get("data.source") == "steps":
+        raise UserError(f"{stored.folder}: a toy problem; its test/loss in metrics.json is exact already")
     if config.split == "val" and not holds_out(stored.config.data):
         raise UserError(f"split=val: {stored.folder} has held nothing out (data.validation=0)")
 

@@ -45,7 +45,7 @@ from vi_lab.runs.jobs import CLAIM, Jobs, Record, State, counted, fingerprint, s
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
 from vi_lab.runs.trust import inside, is_own, refuse_links, trusting
-from vi_lab.schema import CONFIG_DIR, JOB, has
+from vi_lab.schema import CONFIG_DIR, JOB, NO_GROUPS, has
 from vi_lab.training.process import check_accelerators
 from vi_lab.training.sweep import sweeping
 from vi_lab.training.workers import StopSweep, end_workers
@@ -313,7 +313,7 @@ def _text(job: list[str]) -> str:
 def digest_of(config_dir: str | None) -> str:
     """Of all that overrides refer to: the files of the configs, and vi_lab's version."""
     digest = hashlib.sha256(__version__.encode())
-    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in NO_GROUPS]
     for folder in (CONFIG_DIR, *([Path(config_dir)] if config_dir else [])):
         files = [*folder.glob("*.yaml"), *(file for group in groups for file in folder.glob(f"{group}/**/*.yaml"))]
         for file in sorted(file for file in files if file.is_file()):

@@ -17,6 +17,7 @@ from vi_lab.comparison.groups import (
     Record,
     Section,
     alike,
+    is_toy,
     kind_left_out,
     labels,
     read_record,
@@ -70,7 +71,7 @@ def compare(
 def _sections(groups: list[Group], reference: str | None, select: bool) -> list[Section]:
     kinds: dict[tuple, list[Group]] = {}
     for group in groups:
-        kinds.setdefault(tuple(str(group.settings.get(key)) for key in SAME_LOSS), []).append(group)
+        kinds.setdefault(_kind(group.settings), []).append(group)
     sections = []
     for members in kinds.values():
         # without validation in one of them they are ordered, and selected, by what they are reported on
@@ -93,7 +94,20 @@ def _sections(groups: list[Group], reference: str | None, select: bool) -> list[
     return sections
 
 
+def _kind(settings: dict[str, Any]) -> tuple[str, ...]:
+    """What must agree for losses to be the same quantity; of a toy problem all of its cost and its variables."""
+    own = [key for key in settings if key.startswith(("latent.", "likelihood."))] if is_toy(settings) else []
+    return tuple(str(settings.get(key)) for key in [*SAME_LOSS, *sorted(own)])
+
+
 def _title(settings: dict[str, Any]) -> str:
+    if is_toy(settings):
+        own = {key.removeprefix("likelihood."): value for key, value in settings.items() if "likelihood." in key}
+        cost = show_value(own.pop("_target_"), "_target_")
+        numbers = (
+            f"{key} {show_value(value, key)}" for key, value in own.items() if key != "start" and key != "spread"
+        )
+        return printable(f"toy problem {cost} ({', '.join(numbers)})")
     binarization, beta = settings["data.binarization"], settings.get("objective.beta", 1)
     kinds = {"none": "gray pixels", "dequantize": "dequantized pixels"}
     pixels = kinds.get(binarization, f"{binarization} binarization")

@@ -1,4 +1,5 @@
-"""The curves of a comparison: loss against epochs, wall time and decoder evaluations; means over seeds.
+"""The curves of a comparison: loss against epochs, wall time and decoder evaluations, and the variance of the gradient
+by step where runs were audited while they trained; means over seeds.
 
 Matplotlib's figures without pyplot: no global state, and the same bytes each time.
 """
@@ -32,6 +33,7 @@ AXES = {
     "seconds": ("wall time (s, evaluation included)", "loss_by_time"),
     "evaluations": ("decoder evaluations (images x evaluations per step)", "loss_by_evaluations"),
 }
+VARIANCE = "audit/variance"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,29 @@ def figures(comparison: Comparison) -> list[Curves]:
                     right = figure.add_subplot(grid[place, 1], sharey=left)
                     _dots([left, right], section, drawn, looks, x, label)
             result.append(Curves(name, f"Loss against {label}", figure))
-    return result
+    return [*result, *_variances(comparison, looks)]
+
+
+def _variances(comparison: Comparison, looks: dict[str, dict]) -> list[Curves]:
+    """The variance of the gradient over training, as `audit.every_n_steps` has measured it; none where no run has."""
+    panels = []
+    for section in comparison.sections:
+        found = {g.name: curve(g, VARIANCE, "step") for g in section.groups}
+        # an exact sum has none, and a logarithm neither
+        if drawn := {name: table for name, table in found.items() if (table["mean"] > 0).any()}:
+            panels.append((section, drawn))
+    if not panels:
+        return []
+    heights = [max(3.8, 0.8 + 0.22 * len(drawn)) for _, drawn in panels]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+    for place, (section, drawn) in enumerate(panels):
+        axes = figure.add_subplot(grid[place])
+        axes.set_yscale("log")
+        _lines(axes, section, drawn, looks, "step", "step")
+        axes.set_ylabel("variance of the gradient (trace)", color=INK)
+    return [Curves("gradient_variance", "Variance of the gradient, at q's logits, against steps", figure)]
 
 
 def _loss(section: Section) -> str:
@@ -116,6 +140,21 @@ def _loss(section: Section) -> str:
 def _panel(
     axes: Axes, section: Section, drawn: dict[str, pandas.DataFrame], looks: dict[str, dict], x: str, label: str
 ) -> None:
+    _lines(axes, section, drawn, looks, x, label)
+    if x == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ends = [table[x].iloc[-1] for table in drawn.values()]
+    if x == "evaluations" and min(ends) > 0 and max(ends) / min(ends) > 30:
+        axes.set_xscale("log")
+    if x == "evaluations":
+        axes.xaxis.set_major_formatter(EngFormatter())  # 50 k, 1 M
+    axes.set_ylabel(_loss_label(section), color=INK)
+
+
+def _lines(
+    axes: Axes, section: Section, drawn: dict[str, pandas.DataFrame], looks: dict[str, dict], x: str, label: str
+) -> None:
+    """A line with a band for each group, and their legend."""
     lines = []
     shade = 0.2 if len(drawn) <= 10 else 0.08  # many bands lie above one another
     for name, table in drawn.items():
@@ -124,15 +163,7 @@ def _panel(
         if table["error"].notna().any():
             low, high = table["mean"] - table["error"], table["mean"] + table["error"]
             axes.fill_between(table[x], low, high, color=looks[name]["color"], alpha=shade, linewidth=0)
-    if x == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ends = [table[x].iloc[-1] for table in drawn.values()]
-    if x == "evaluations" and min(ends) > 0 and max(ends) / min(ends) > 30:
-        axes.set_xscale("log")
-    if x == "evaluations":
-        axes.xaxis.set_major_formatter(EngFormatter())  # 50 k, 1 M
     axes.set_xlabel(label, color=INK)
-    axes.set_ylabel(_loss_label(section), color=INK)
     axes.set_title(f"{section.title}; band: ± standard error over seeds", color=INK, fontsize=10, loc="left")
     ink(axes)
     axes.grid(alpha=0.3)
@@ -170,6 +201,8 @@ def _dots(
 
 
 def _loss_label(section: Section) -> str:
+    if section.toy:
+        return "expected cost, exact" if _loss(section) == "val/loss" else "cost in training"
     return f"{'validation' if _loss(section) == 'val/loss' else 'training, unrelaxed'} loss (nats per image)"
 
 

@@ -55,7 +55,8 @@ def unbroken(value: str) -> Markup:
     return Markup(" ").join(Markup("<span>{}</span>").format(part) for part in parts)
 
 
-def _render(template: str, comparison: Comparison, shown: list[Column], **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A document from one of the templates beside this file; each format escapes its own specials."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -66,9 +67,13 @@ def _render(template: str, comparison: Comparison, shown: list[Column], **values
     environment.filters |= {"markdown": markdown_text, "tex": tex_text, "tex_number": tex_number, "tex_name": tex_name}
     environment.filters["unbroken"] = unbroken
     environment.tests["same"] = lambda one, other: one is other
+    return environment.get_template(template).render(**values)
+
+
+def _render(template: str, comparison: Comparison, shown: list[Column], **values: Any) -> str:
     sentences = explanation(comparison, shown, hints=not template.endswith(".tex.j2"))
     values |= {"columns": shown, "explanation": " ".join(sentences), "notes": list(notes(comparison))}
-    return environment.get_template(template).render(comparison=comparison, **values)
+    return render(template, comparison=comparison, **values)
 
 
 def markdown(comparison: Comparison) -> str:

@@ -5,7 +5,6 @@ A run folder may be somebody else's: it is read as data (`vi_lab.runs.trust`), a
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import statistics
@@ -21,8 +20,7 @@ import pandas
 from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error, paired_difference
 from vi_lab.errors import ViLabError, one_line, printable
 from vi_lab.runs.evaluations import evaluations
-from vi_lab.runs.run import Run
-from vi_lab.runs.trust import read_text
+from vi_lab.runs.run import Run, rows_of
 from vi_lab.schema import INCIDENTAL, has
 
 METRIC = re.compile(r"(train|val|test)/\w+", re.ASCII)
@@ -30,27 +28,6 @@ NEEDED = (
     *("name", "seed", "data.seed", "data.source", "data.binarization", "data.batch_size", "accelerator.devices"),
     *("latent._target_", "likelihood._target_"),
 )
-
-
-def _rows(run: Run, name: str) -> dict[float, dict[str, float]]:
-    """A table of a run: epoch -> the numbers of its last row.
-
-    Raises:
-        ViLabError: it cannot be read.
-    """
-    try:
-        rows = [*csv.DictReader(read_text(run.folder, name).splitlines())]
-    except (OSError, ValueError, csv.Error) as error:
-        raise ViLabError(f"{run.folder / name}: cannot be read ({one_line(error)[:200]})") from error
-    numbers = [{str(key): number for key, text in row.items() if (number := _number(text)) is not None} for row in rows]
-    return {row["epoch"]: row for row in numbers if "epoch" in row}
-
-
-def _number(text: Any) -> float | None:
-    try:
-        return number if math.isfinite(number := float(text)) else None
-    except (TypeError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -109,10 +86,10 @@ class Record:
         Raises:
             ViLabError: metrics.csv cannot be read.
         """
-        table = {epoch: row for epoch, row in _rows(self.run, "metrics.csv").items() if "step" in row}
+        table = {epoch: row for epoch, row in rows_of(self.run, "metrics.csv").items() if "step" in row}
         timing: dict[float, dict[str, float]] = {}
         with suppress(ViLabError):
-            timing = _rows(self.run, "timing.csv")
+            timing = rows_of(self.run, "timing.csv")
         known = all("seconds" in row for row in timing.values())
         seconds = dict(zip(timing, accumulate(row.get("seconds", 0.0) for row in timing.values()), strict=True))
         each = self.images_per_step * self.decoder_evaluations
@@ -198,6 +175,16 @@ class Section:
     """Whether the intervals are to hold all at once."""
 
     @property
+    def toy(self) -> bool:
+        """Whether it is of a toy problem, whose losses are expected costs."""
+        return is_toy(self.groups[0].settings)
+
+    @property
+    def digits(self) -> int:
+        """Decimals of a loss: toy problems are of costs near 1."""
+        return 6 if self.toy else 2
+
+    @property
     def confidence(self) -> float:
         """Of each interval. Adjusted as Bonferroni does, over all differences that might have been looked at: from the
         named reference, or between any two groups where the data have chosen it; settings that lost are groups, too."""
@@ -243,6 +230,11 @@ class Comparison:
 
 
 # --- reading and naming ----------------------------------------------------------------------------------------------
+
+
+def is_toy(settings: dict[str, Any]) -> bool:
+    """Whether a run is of a toy problem, by its settings."""
+    return settings["data.source"] == "steps"
 
 
 def seed_of(run: Run) -> int | str:

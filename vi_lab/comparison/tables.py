@@ -15,6 +15,7 @@ from vi_lab.console import number
 from vi_lab.errors import UserError, printable
 
 DIGITS = {"test/bits_per_dimension": 4, "test/active_units": 1}
+"""Decimals of what is no loss; of losses see `Section.digits`."""
 METRICS = {
     "train/loss": ("train", 12),
     "train/loss_unrelaxed": ("unrelaxed", 10),
@@ -84,7 +85,7 @@ def _columns(comparison: Comparison) -> list[Column]:
     for metric, (heading, priority) in METRICS.items():
         if not comparison.has(metric):
             continue
-        result.append(Column(heading, _metric_cell(metric, DIGITS.get(metric, 2)), priority, csv=metric))
+        result.append(Column(heading, _metric_cell(metric, DIGITS.get(metric)), priority, csv=metric))
         if metric in COMPARED and any(len(section.groups) > 1 for section in comparison.sections):
             name, priority = COMPARED[metric]
             cell = _difference_cell(metric)
@@ -98,8 +99,8 @@ def _columns(comparison: Comparison) -> list[Column]:
     return result
 
 
-def _metric_cell(metric: str, digits: int) -> Callable[[Section, Group], str]:
-    return lambda _, group: _mean(*mean_and_error(group.metric(metric)), digits)
+def _metric_cell(metric: str, digits: int | None) -> Callable[[Section, Group], str]:
+    return lambda section, group: _mean(*mean_and_error(group.metric(metric)), digits or section.digits)
 
 
 def _difference_cell(metric: str) -> Callable[[Section, Group], str]:
@@ -122,10 +123,11 @@ def _difference(section: Section, group: Group, metric: str) -> str:
         return "reference" if group is section.reference else ""
     if not difference.seeds:
         return "no common seed"
-    text = number(difference.mean, "+.2f")
+    form = f".{section.digits}f"
+    text = number(difference.mean, f"+{form}")
     if difference.seeds == 1:
         return f"{text} (n=1)"
-    text += f" [{number(difference.low, '.2f')}, {number(difference.high, '.2f')}]"
+    text += f" [{number(difference.low, form)}, {number(difference.high, form)}]"
     unequal = len({tuple(g.seeds) for g in section.groups}) > 1
     return f"{text} (n={difference.seeds})" if unequal else text
 

@@ -21,6 +21,7 @@ from vi_lab.estimators.gumbel_softmax import GumbelSoftmax
 from vi_lab.estimators.importance_weighted import ImportanceWeighted
 from vi_lab.estimators.local_expectation import LocalExpectation
 from vi_lab.estimators.muprop import MuProp
+from vi_lab.estimators.mve import MVE
 from vi_lab.estimators.pathwise import Pathwise
 from vi_lab.estimators.rao_blackwell_reinforce import RaoBlackwellReinforce
 from vi_lab.estimators.rebar import REBAR
@@ -28,6 +29,7 @@ from vi_lab.estimators.reinforce import Reinforce
 from vi_lab.estimators.reinmax import ReinMax
 from vi_lab.estimators.reinmax_cv import ReinMaxCV
 from vi_lab.estimators.reinmax_rao import ReinMaxRao
+from vi_lab.estimators.reinmax_relaxed import ReinMaxRelaxed
 from vi_lab.estimators.relax import RELAX
 from vi_lab.estimators.rloo import RLOO
 from vi_lab.estimators.st_gumbel_softmax import StraightThroughGumbelSoftmax
@@ -38,6 +40,7 @@ from vi_lab.estimators.vq import VectorQuantization
 
 __all__ = [
     "ARM",
+    "MVE",
     "REBAR",
     "RELAX",
     "RLOO",
@@ -68,6 +71,7 @@ __all__ = [
     "ReinMax",
     "ReinMaxCV",
     "ReinMaxRao",
+    "ReinMaxRelaxed",
     "Reinforce",
     "RelaxedDensities",
     "StickingTheLanding",

@@ -16,7 +16,8 @@ def write_figures(folder: Path, rows: list[dict], sweep: list[dict]) -> list[Pat
     """The figures of `vi-lab audit`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     # the noiseless exact sum would stretch the axes over ten decades
-    logits = [row for row in rows if row["group"] == "logits" and row["target"] == "ELBO" and row["variance"] > 0]
+    logits = [row for row in rows if row["group"] == "logits" and row["variance"] > 0]
+    logits = [row for row in logits if not row["target"].startswith("bound")]
     figures = {"simplex": simplex()}
     if logits:
         figures |= {"bias_variance": bias_variance(logits), "error_cost": error_cost(logits)}

@@ -38,6 +38,41 @@ def history(rows: list[dict], final: dict[str, float] | None = None) -> Figure:
     return _over_epochs(figure, axes, "loss at samples of the true posterior")
 
 
+def gradient_variance(rows: list[dict]) -> Figure:
+    """Variance of the gradient with respect to q's logits, and what it is the noise of, by step.
+
+    Args:
+        rows: as in `metrics.csv`, some with audit/variance.
+    """
+    figure, axes = chart()
+    audited = [row for row in rows if "audit/variance" in row]
+    steps = [row["step"] for row in audited]
+    marker = "o" if len(audited) < 15 else None
+    lines = {
+        "variance (trace)": ([row["audit/variance"] for row in audited], COLORS["blue"], "-"),
+        "squared norm of the exact gradient": (
+            [row["audit/exact_squared_norm"] for row in audited], COLORS["gray"], ":",
+        ),
+    }  # fmt: skip
+    for label, (values, color, style) in lines.items():
+        axes.plot(steps, values, style, marker=marker, markersize=4, color=color, label=label)
+    if any(value > 0 for values, *_ in lines.values() for value in values):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.set_title("variance of one draw of the gradient, at q's logits", fontsize=10)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def expected_cost(rows: list[dict]) -> Figure:
+    """The exact expected cost of a toy problem by epoch, and what training saw of it."""
+    figure, axes = chart()
+    _curve(axes, rows, "train/loss", color=COLORS["gray"], label="mean of the costs seen in the epoch")
+    _curve(axes, rows, "val/loss", color=COLORS["blue"], label="exact, at the end of the epoch")
+    return _over_epochs(figure, axes, "expected cost", ylabel="cost")
+
+
 def relaxation(rows: list[dict]) -> Figure:
     """What is optimized against the loss of the model itself, the gap between them shaded; the temperature beneath."""
     temperature = any("temperature" in row for row in rows)
@@ -73,10 +108,12 @@ def _curve(axes: Axes, rows: list[dict], name: str, style: str = "-", **options:
         axes.plot(*zip(*points, strict=True), style, marker="o" if len(rows) < 15 else None, markersize=4, **options)
 
 
-def _over_epochs(figure: Figure, axes: Axes, title: str, xlabel: str = "epoch") -> Figure:
+def _over_epochs(
+    figure: Figure, axes: Axes, title: str, xlabel: str = "epoch", ylabel: str = "nats per image"
+) -> Figure:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("nats per image")
+    axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     low, high = axes.get_xlim()
     if high - low < 1:  # a single epoch

@@ -15,7 +15,7 @@ from vi_lab.distributions import first
 from vi_lab.evaluation import unit_means
 from vi_lab.figures import charts, grids
 from vi_lab.latents import VQ, Categorical, Gaussian, Latent
-from vi_lab.models import VAE
+from vi_lab.models import VAE, ExpectedCost
 from vi_lab.seeding import PICTURES, seed_noise
 
 if TYPE_CHECKING:
@@ -172,6 +172,12 @@ def pictures(
         rows: of `metrics.csv`, for the curves.
         final: the metrics at the end of a run, None before: t-SNE takes seconds and is drawn at the end only.
     """
+    if any("audit/variance" in row for row in rows):
+        yield "gradient_variance", charts.gradient_variance(rows)
+    if isinstance(model, ExpectedCost):  # has no images
+        if rows:
+            yield "expected_cost", charts.expected_cost(rows)
+        return
     seen = encode(model, datamodule, IMAGES)
     few = seen.x[:32]
     reconstructions = model.likelihood.mean(model.decode(model.posterior(few).sample((1,))))[0]

@@ -16,7 +16,7 @@ import io
 import statistics
 from collections.abc import Iterable
 from functools import cached_property
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,3 +277,24 @@ def finished(folder: Path) -> float | None:
     """What a completed run returns to a sweep (validation loss, else test loss); None where it is not completed."""
     run = Run(folder)
     return run.final.get("val/loss", run.final.get("test/loss")) if run.state == "completed" else None
+
+
+def rows_of(run: Run, name: str) -> dict[float, dict[str, float]]:
+    """A table of a run: epoch -> the numbers of its last row.
+
+    Raises:
+        ViLabError: it cannot be read.
+    """
+    try:
+        rows = [*csv.DictReader(read_text(run.folder, name).splitlines())]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ViLabError(f"{run.folder / name}: cannot be read ({one_line(error)[:200]})") from error
+    numbers = [{str(key): number for key, text in row.items() if (number := _finite(text)) is not None} for row in rows]
+    return {row["epoch"]: row for row in numbers if "epoch" in row}
+
+
+def _finite(text: Any) -> float | None:
+    try:
+        return number if isfinite(number := float(text)) else None
+    except (TypeError, ValueError):
+        return None

@@ -24,10 +24,10 @@ import yaml
 from vi_lab.errors import UserError, ViLabError, one_line
 from vi_lab.runs.archive import check_archive
 from vi_lab.runs.files import LEFTOVER, LOG
-from vi_lab.schema import CONFIG_DIR, MAY_BE_EMPTY, check_parts, check_range, leaves
+from vi_lab.schema import BRINGING, CONFIG_DIR, MAY_BE_EMPTY, check_parts, check_range, leaves
 
 TRUSTED = re.compile(
-    r"vi_lab\.(estimators\.\w+|latents|priors|networks|likelihoods|objectives|schedules|models|data)\.[A-Z]\w*"
+    r"vi_lab\.(estimators\.\w+|latents|priors|networks|likelihoods|problems|objectives|schedules|models|data)\.[A-Z]\w*"
     r"|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|vi_lab\.training\.loggers\.CSVLogger|lightning\.pytorch\.loggers\.(TensorBoard|Wandb|MLFlow)Logger"
     r"|aim\.pytorch_lightning\.AimLogger"
@@ -120,7 +120,7 @@ def _shipped_train() -> tuple[dict, set[str]]:
     """train.yaml without Hydra: the values that stand in it, and the names of the groups. Read once: a comparison
     checks many runs."""
     shipped = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text(encoding="utf-8"))
-    groups = {name for item in shipped["defaults"] if isinstance(item, dict) for name in item} - {"experiment"}
+    groups = {name for item in shipped["defaults"] if isinstance(item, dict) for name in item} - set(BRINGING)
     groups -= set(MAY_BE_EMPTY)
     return {name: node for name, node in shipped.items() if name not in ("defaults", "hydra")}, groups
 

@@ -152,20 +152,24 @@ class Recorder(Callback):
         self.rows: list[dict] = []
         self.timing: list[dict] = []
         self.final: dict[str, float] = {}
+        self.audited: dict[str, float] = {}  # the last audit of this epoch
         self.losses: list[tuple[int, torch.Tensor]] = []  # (step, loss), not yet looked at
         self.epoch_started = time.perf_counter()
         self.resumed_after: float | None = None  # seconds into the epoch at the checkpoint
 
     def state_dict(self) -> dict:
-        """Rows and wall times until now, and the seconds into the epoch: a resumed run writes the same tables."""
-        return {"rows": self.rows, "timing": self.timing, "elapsed": time.perf_counter() - self.epoch_started}
+        """Rows and wall times until now, the seconds into the epoch and its last audit: a resumed run writes the same
+        tables."""
+        elapsed = time.perf_counter() - self.epoch_started
+        return {"rows": self.rows, "timing": self.timing, "elapsed": elapsed, "audited": self.audited}
 
     def load_state_dict(self, state: dict) -> None:
         """Takes the rows back, and from the last one the metrics that count as final where no epoch follows."""
         self.rows, self.timing = state["rows"], state["timing"]
-        self.resumed_after = state["elapsed"]
+        self.resumed_after, self.audited = state["elapsed"], state["audited"]
         if self.rows:
-            self.final = {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "step")}
+            kept = self.rows[-1].items()
+            self.final = {n: value for n, value in kept if n not in ("epoch", "step") and not n.startswith("audit/")}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Opens the run in the loggers, once: a resumed run is open already."""
@@ -204,7 +208,8 @@ class Recorder(Callback):
             return
         step, loss = losses[finite.tolist().index(False)]
         # the terms at hand are those of the last step
-        terms = [f"{name} {module.latest[name]:g}" for name in ("reconstruction", "kl") if step == losses[-1][0]]
+        parts = [name for name in ("reconstruction", "kl") if name in module.latest and step == losses[-1][0]]
+        terms = [f"{name} {module.latest[name]:g}" for name in parts]
         raise ViLabError(
             f"the loss became {loss.item()} at step {step} (epoch {trainer.current_epoch + 1}"
             f"{''.join(f', {term}' for term in terms)}); {remedy(self.folder, module)}"
@@ -271,7 +276,8 @@ class Recorder(Callback):
         module.epoch_means.reset()
         epoch, step = trainer.current_epoch + 1, trainer.global_step
         evaluation, self.evaluation = getattr(self, "evaluation", {}), {}
-        self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._scheduled()})
+        audited, self.audited = self.audited, {}
+        self.rows.append({"epoch": epoch, "step": step, **means, **evaluation, **self._scheduled(), **audited})
         seconds = time.perf_counter() - self.epoch_started
         self.timing.append({"epoch": epoch, "step": step, "seconds": round(seconds, 4)})
         self.epoch_started = time.perf_counter()
@@ -299,7 +305,8 @@ class Recorder(Callback):
 
 
 class GradientAudit(Callback):
-    """Measures the estimator's gradient at the current weights every so many steps; see `vi_lab.audit`.
+    """Measures the estimator's gradient at the current weights every so many steps; see `vi_lab.audit`. In the loggers
+    each time, and in `metrics.csv` the last time of each epoch, as audit/NAME.
 
     Leaves training as it is: the noise of a step does not depend on what was drawn before, and moving averages are
     measured on a copy.
@@ -307,6 +314,7 @@ class GradientAudit(Callback):
 
     def __init__(
         self,
+        recorder: Recorder,
         every_n_steps: int,
         samples: int,
         batch: int,
@@ -314,6 +322,7 @@ class GradientAudit(Callback):
         reference_error: float,
         reference_draws: int,
     ) -> None:
+        self.recorder = recorder
         self.every, self.samples, self.batch = every_n_steps, samples, batch
         self.max_states, self.reference_error, self.reference_draws = max_states, reference_error, reference_draws
 
@@ -337,4 +346,5 @@ class GradientAudit(Callback):
         reference = bench.reference(samples, self.max_states, self.reference_error, self.reference_draws)
         measured = bench.measure(estimator, module.objective, reference, self.samples, encoder=False)["logits"]
         values = {f"audit/{name}": value for name, value in measured._asdict().items() if math.isfinite(value)}
-        loggers.log(trainer, {**values, "audit/reference_error": reference.error})
+        self.recorder.audited = {**values, "audit/reference_error": reference.error}
+        loggers.log(trainer, self.recorder.audited)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import lightning
@@ -35,6 +36,8 @@ def check_fit(checkpoint: dict[str, Any], trainer: lightning.Trainer, model: VAE
         ViLabError: names the first thing that does not fit.
     """
     check_weights(model, checkpoint)
+    with suppress(KeyError, TypeError, AttributeError):  # which the comparison tells
+        checkpoint["callbacks"]["Recorder"].setdefault("audited", {})  # older checkpoints have none
     budget = iter(range(MOST_VALUES))
     try:
         for name, example in _example(trainer, model).items():
@@ -209,7 +212,7 @@ def _check_version(version: Any) -> None:
 
 def _check_rows(checkpoint: dict[str, Any]) -> None:
     """The tables of the epochs: numbers under printable names, for as many epochs as were trained."""
-    recorder = checkpoint["callbacks"].get("Recorder", {"rows": [], "timing": []})
+    recorder = checkpoint["callbacks"].get("Recorder", {"rows": [], "timing": [], "audited": {}})
     fit = checkpoint["loops"]["fit_loop"]
     epochs = fit["epoch_progress"]["current"]["processed"]
     for name, needed in (("rows", ("epoch", "step")), ("timing", ("epoch", "step", "seconds"))):
@@ -222,6 +225,9 @@ def _check_rows(checkpoint: dict[str, Any]) -> None:
                     raise _Misfit(f"{where}/{_shown(key)}: wanted a finite number under a name, got {_shown(value)}")
         if len(recorder[name]) < epochs:
             raise _Misfit(f"callbacks/Recorder/{name}: {len(recorder[name])} epochs, where {epochs} were trained")
+    for key, value in recorder["audited"].items():
+        if not isinstance(key, str) or not key.startswith("audit/") or not key.isprintable() or not _finite(value):
+            raise _Misfit(f"callbacks/Recorder/audited/{_shown(key)}: wanted a finite number, got {_shown(value)}")
     for name, means in checkpoint["means"].items():
         names, total, weight = (means.get(key) for key in ("names", "total", "weight"))
         shape = (len(names),)

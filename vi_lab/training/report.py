@@ -13,6 +13,7 @@ NATS = (
     "loss",
     "loss as optimized",
     "relaxation_gap",
+    "expected_cost",
     "reconstruction",
     "kl",
     "nll",
@@ -45,7 +46,8 @@ def report(terminal: Terminal, final: Mapping[str, float]) -> None:
     for name in [*(name for name in UNITS if name in found), *(name for name in found if name not in UNITS)]:
         unit = UNITS.get(name, "")
         error = final.get(f"test/{name}_error", math.nan)
-        cells = [_cell(rows.get(name), unit, error if split == "test" else math.nan) for split, rows in values.items()]
+        form = ".6f" if unit == "nats" and "expected_cost" in found else DIGITS.get(unit, ".4g")  # of a toy problem
+        cells = [_cell(rows.get(name), form, error if split == "test" else math.nan) for split, rows in values.items()]
         table.append([name, *cells, unit])
     print_tables(terminal, headings, [("per image; nats: lower is better", table)])
 
@@ -63,7 +65,5 @@ def _rows(final: Mapping[str, float], split: str) -> dict[str, float]:
     return {name: value for name, value in rows.items() if not name.endswith("_error")}
 
 
-def _cell(value: float | None, unit: str, error: float) -> str:
-    if value is None:
-        return ""
-    return number(value, DIGITS.get(unit, ".4g"), error)
+def _cell(value: float | None, form: str, error: float) -> str:
+    return "" if value is None else number(value, form, error)

@@ -17,6 +17,7 @@ from vi_lab.audit import decoder_evaluations
 from vi_lab.build import build
 from vi_lab.console import duration, image_bar, make_console
 from vi_lab.errors import Interrupted, UserError, nearby, printable
+from vi_lab.models import ExpectedCost
 from vi_lab.runs.environment import differences, environment, threads_of
 from vi_lab.runs.evaluations import Settings, evaluate_into
 from vi_lab.runs.files import CONFIG_FILE, sweep, write_json, write_text
@@ -176,17 +177,20 @@ class Session:
         """One line that says what is trained, on what and how; in the log also when, and by which command."""
         self.voice.note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.command}")
         config, data = self.config, self.config.data
-        images = self.datamodule.training_images(self.datamodule.load())
+        count = self.datamodule.training_images(self.datamodule.load())
         optimizer = f"{config.optimizer._target_.rpartition('.')[2]} lr {config.optimizer.lr:g}"
         if self.model.estimator.multi_sample and self.model.estimator.samples == 1:
             self.voice.say("note: with one sample the importance-weighted bound is the ELBO")
         pixels = {"none": "gray levels", "dequantize": "dequantized"}.get(
             data.binarization, f"{data.binarization} binarization"
         )
+        images = f"{data.source} ({count} images, {pixels})"
+        if isinstance(self.model, ExpectedCost):
+            images = f"{self.model.cost}, {data.steps} steps an epoch"
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         self.voice.detail(
-            f"{config.name} seed {config.seed}: {self.model.latent.describe()} on {data.source} "
-            f"({images} images, {pixels}), {optimizer}, {self.device}, {threads}"
+            f"{config.name} seed {config.seed}: {self.model.latent.describe()} on {images}, "
+            f"{optimizer}, {self.device}, {threads}"
         )
 
     def rewind(self) -> Path | None:
@@ -276,5 +280,6 @@ class Session:
         self.voice.detail(f"{seconds} in all. Run folder: {nearby(self.folder)}")
         self.voice.detail(f"Curves: vi-lab board {shlex.quote(str(nearby(self.folder)))}")
         if self.voice.label:
-            losses = [f"{name} {final[name]:.2f}" for name in ("val/loss", "test/loss", "test/nll") if name in final]
+            form = ".6f" if isinstance(self.model, ExpectedCost) else ".2f"
+            losses = [f"{name} {final[name]:{form}}" for name in ("val/loss", "test/loss", "test/nll") if name in final]
             self.voice.say(f"{'  '.join(losses)}  nats  ({seconds})")

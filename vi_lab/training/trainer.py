@@ -90,7 +90,7 @@ def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
 def _watchers(config: DictConfig, folder: Path, recorder: Recorder) -> list[Callback]:
     """What looks at the model while it trains. After the recorder, whose rows then include the epoch that has ended."""
     audit = plain(config.audit)
-    watchers: list[Callback] = [GradientAudit(**audit)] if audit["every_n_steps"] else []
+    watchers: list[Callback] = [GradientAudit(recorder, **audit)] if audit["every_n_steps"] else []
     if config.figures:
         watchers.append(Pictures(folder / "figures", recorder, config.figures_every_n_epochs))
     return watchers
