@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 
+def cores() -> int:
+    """How many of them this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def memory() -> float:
     """Bytes of this machine's memory; infinite where the system does not say."""
     try:

@@ -33,6 +33,7 @@ from vi_lab.comparison.repeated import DIFFER, Found, find, made_with, prefix, v
 from vi_lab.config import check_jobs, quote, search_path
 from vi_lab.console import Heading, duration, load, make_console, print_tables
 from vi_lab.errors import UserError, complain, nearby, one_line, printable
+from vi_lab.machine import cores
 from vi_lab.published import Cell, Row
 from vi_lab.runs.files import Status, write_json, write_text
 from vi_lab.runs.jobs import Jobs, Record, fingerprint
@@ -90,8 +91,7 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_intermixed_args(argv)
     if arguments.tasks:
         return _work_for(Path(arguments.tasks))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if arguments.workers is None else arguments.workers
+    workers = cores() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UserError(f"--workers {workers}: wanted at least 1")
     deadline = time.time() + _seconds(arguments.budget)
@@ -159,14 +159,14 @@ class Verification:
         self.words = [word for word in self.words if not word.startswith("sweep=")]
         (own,) = check_jobs("train", [[*self.words, f"sweep={self.name}"]], config_dir)
         self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
-        self.runnable = [row for row in rows if not row.lacks]
+        self.runnable = {row.label: row for row in rows if not row.lacks}
         self.configs = self._compose()
         """Of each row that can be run, its config with one seed and epoch."""
 
     def _compose(self) -> dict[str, dict]:
         composed: dict[str, dict] = {}
         for command in published.COMMANDS:
-            chosen = [row for row in self.runnable if row.command == command]
+            chosen = [row for row in self.runnable.values() if row.command == command]
             jobs = [self.job(row, 0, 1) for row in chosen]
             try:
                 configs = check_jobs(command, jobs, self.config_dir)
@@ -220,11 +220,11 @@ class Verification:
             there: the runs of each row.
 
         Returns:
-            row -> epochs, in the order of being worth it; 0 epochs of an audit.
+            row -> epochs, in the order of being worth it.
         """
         chosen: dict[str, int] = {}
         heap: list[tuple[float, str, int, float]] = []
-        rows = {row.label: row for row in self.runnable if row.command == "train"}
+        rows = {label: row for label, row in self.runnable.items() if row.command == "train"}
         steps = {label: Counter(filter(None, map(row.last_epoch, self.cells(row)))) for label, row in rows.items()}
         ends = {label: sorted(counts) for label, counts in steps.items()}
 
@@ -256,8 +256,8 @@ class Verification:
     def do(self, deadline: float, workers: int) -> None:
         """Measure and train what is missing until a time."""
         refuse_links_of_sweep(self.folder)
-        there = {row.label: self.there(row) for row in self.runnable}
-        audits = [row for row in self.runnable if row.command == "audit"]
+        there = {label: self.there(row) for label, row in self.runnable.items()}
+        audits = [row for row in self.runnable.values() if row.command == "audit"]
         missing = [
             (row, seed)
             for row in audits
@@ -270,8 +270,7 @@ class Verification:
         if not missing and not tasks:
             return
         load("torch", "lightning")
-        by_label = {row.label: row for row in self.runnable}
-        rehearse_all([self.configs[label] for label in plan if by_label[label].command == "train"])
+        rehearse_all([self.configs[label] for label in plan])
         if missing:
             self.audit(missing, deadline)
         if tasks:
@@ -302,11 +301,10 @@ class Verification:
 
     def tasks(self, plan: dict[str, int], there: Mapping[str, Sequence[Found]], workers: int) -> list[dict[str, Any]]:
         """The runs to train: the first seed of all rows, then the second one."""
-        by_label = {row.label: row for row in self.runnable}
         wanted = []
-        for place in range(max((len(self.seeds_of(by_label[label])) for label in plan), default=0)):
+        for place in range(max((len(self.seeds_of(self.runnable[label])) for label in plan), default=0)):
             for label, epochs in plan.items():
-                row = by_label[label]
+                row = self.runnable[label]
                 seeds = self.seeds_of(row)
                 if place >= len(seeds):
                     continue

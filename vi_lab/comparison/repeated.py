@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from glob import escape
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,8 @@ class Found(NamedTuple):
     """As of `vi_lab.runs.run.Run`."""
     history: dict[float, dict[str, float]]
     final: dict[str, float]
+    audit: dict[str, Any]
+    """What one that has ended has written."""
 
     @property
     def diverged(self) -> bool:
@@ -60,22 +62,23 @@ def find(sweep: Path, row: Row, config: dict) -> list[Found]:
     """
     wanted = _same(config)
     runs = []
-    folders = sorted(sweep.glob(f"{_escape(prefix(row))}-s*"))
+    folders = sorted(sweep.glob(f"{escape(prefix(row))}-s*"))
     for folder in (folder for folder in folders if not folder.is_symlink()):  # which would lead elsewhere
         with suppress(ViLabError, ValueError, KeyError, TypeError):
-            stored = _stored(folder)
+            stored = read_yaml(folder, CONFIG_FILE)
             if _same(stored) != wanted:
                 continue
             if row.command == "audit":
-                state = "completed" if _audited(folder) else "unknown"
-                runs.append(Found(folder, int(stored["seed"]), 0, 0, state, {}, {}))
+                audit = _audited(folder)
+                state = "completed" if audit else "unknown"
+                runs.append(Found(folder, int(stored["seed"]), 0, 0, state, {}, {}, audit))
                 continue
             run = Run(folder)
             history = {}
             with suppress(ViLabError):
                 history = rows_of(run, "metrics.csv")
             epochs, most = int(max(history, default=0)), int(stored["trainer"]["max_epochs"])
-            runs.append(Found(folder, int(stored["seed"]), epochs, most, run.state, history, run.final))
+            runs.append(Found(folder, int(stored["seed"]), epochs, most, run.state, history, run.final, {}))
     return runs
 
 
@@ -86,7 +89,7 @@ def values(row: Row, cell: Cell, runs: Sequence[Found]) -> dict[int, tuple[float
     found: dict[int, tuple[float, Path]] = {}
     for run in sorted(runs, key=lambda run: run.epochs) if known else ():
         if row.command == "audit":
-            value = _of_audit(_audited(run.folder), cell)
+            value = _of_audit(run.audit, cell)
         elif cell.epoch is not None and cell.epoch in run.history:
             value = run.history[cell.epoch].get(cell.metric, nan)
         elif cell.epoch is None and run.complete and run.wanted == row.epochs:
@@ -101,15 +104,6 @@ def values(row: Row, cell: Cell, runs: Sequence[Found]) -> dict[int, tuple[float
 def last(run: Found) -> dict[str, float]:
     """What a run knows of its last epoch."""
     return run.history[max(run.history)] if run.history else {}
-
-
-def _escape(text: str) -> str:
-    """Text without meaning in a pattern."""
-    return re.sub(r"([*?\[])", r"[\1]", text)
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    return read_yaml(folder, CONFIG_FILE)
 
 
 def _same(config: dict) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vi_lab.errors import UserError
+from vi_lab.machine import cores
 
 
 def main_process() -> bool:
@@ -62,9 +63,9 @@ def prepare_process(config: DictConfig, workers: int = 1, threads: int | None = 
     # Adam's first moments of dead units decay into denormal numbers, which cost half the speed after some 650 steps.
     # Worker threads inherit the setting from the thread that starts them, so it comes first.
     torch.set_flush_denormal(True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if workers < 0 else workers
-    count: int = config.threads or threads or (max(1, cores // workers) if workers > 1 else torch.get_num_threads())
+    available = cores()
+    workers = available if workers < 0 else workers
+    count: int = config.threads or threads or (max(1, available // workers) if workers > 1 else torch.get_num_threads())
     torch.set_num_threads(count)
     watch_cores(count)
     if config.get("stack") and (capability := torch.backends.cpu.get_cpu_capability()) in ("AVX2", "AVX512"):
