@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import lightning
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from vi_lab.adapters import hydra as hydra_adapter
 from vi_lab.adapters import lightning as lightning_adapter
@@ -104,3 +107,63 @@ def test_event_files_are_named_as_they_are_looked_for(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("a", 1.0, 0)
     assert len(list(tmp_path.glob(tensorboard_adapter.EVENT_FILES))) == 1
+
+
+class Listener(Callback):
+    """Has written one of the hooks of a step, and keeps which of all it has when it is called."""
+
+    def __init__(self) -> None:
+        self.heard: list[set[str]] = []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object, **__: object) -> None:
+        self.heard.append({hook for hook in lightning_adapter.STEP_HOOKS if getattr(self, hook) is not None})
+
+
+class Idle(Callback):
+    """Has written none."""
+
+
+def test_hooks_that_nobody_has_written_are_passed_over_in_a_step() -> None:
+    class Model(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+            self.steps = 0
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            assert self.on_train_batch_start is None
+            return self.weight * batch.sum()
+
+        def on_after_backward(self) -> None:
+            self.steps += 1
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    listener, idle, model = Listener(), Idle(), Model()
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[lightning_adapter.IdleHooks(), listener, idle],
+        profiler=lightning_adapter.NoProfiler(),
+        **quiet,
+    )
+    with warnings.catch_warnings():
+        lightning_adapter.silence()
+        trainer.fit(model, torch.utils.data.DataLoader(torch.ones(6), batch_size=2))
+    assert listener.heard == [{"on_train_batch_end"}] * 3
+    assert model.steps == 3
+    for owner in (listener, idle, model):  # as they were
+        assert all(callable(getattr(owner, hook)) for hook in lightning_adapter.STEP_HOOKS)
+    assert not set(lightning_adapter.STEP_HOOKS) & (vars(idle).keys() | vars(model).keys())
+
+
+def test_lightning_calls_no_other_hook_of_callbacks_in_a_step() -> None:
+    """A new one would cost again."""
+    calls = set()
+    for file in (Path(lightning.__file__).parent / "pytorch").rglob("*.py"):
+        if file.parent.name in ("loops", "optimization", "precision") and "evaluation" not in file.name:
+            calls |= set(re.findall(r'_call_callback_hooks\(\s*(?:self\.)?trainer, "(\w+)"', file.read_text()))
+    once = {name for name in calls if re.search("epoch|_start$|_end$|fit|predict|exception", name)}
+    assert calls - once | {"on_train_batch_start", "on_train_batch_end"} == set(lightning_adapter.STEP_HOOKS)

@@ -150,6 +150,14 @@ class VAE(lightning.LightningModule):
         self.latest: dict[str, Tensor] = {}  # this step's terms, for the message where one is not finite
         self.compiled: Callable[[Tensor, tuple[int, ...]], tuple[Tensor, dict[str, Tensor]]] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As of every module. Lightning writes the name of each hook that it calls, twenty and more in a step: a word
+        is no parameter, and torch need not look whether it is."""
+        if type(value) is str:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def posterior(self, x: Tensor) -> Distribution:
         """q(z|x), batch shape (B,)."""
         return self.latent(self.encoder(x))

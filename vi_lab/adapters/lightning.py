@@ -1,4 +1,4 @@
-"""Lightning, beyond its public interface: its notices, its errors, and what it makes of signals.
+"""Lightning, beyond its public interface: its notices, its errors, what it makes of signals, and what its loop costs.
 
 Checked against lightning 2.6.
 """
@@ -9,16 +9,25 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from vi_lab.errors import UserError, one_line
 
-__all__ = ["EqualWeightAveraging", "complaints", "resume_behind_epochs", "signals_are_ours", "silence"]
+__all__ = [
+    "EqualWeightAveraging",
+    "IdleHooks",
+    "NoProfiler",
+    "complaints",
+    "resume_behind_epochs",
+    "signals_are_ours",
+    "silence",
+]
 
 HARMLESS = (
     "The number of training batches",  # points in TensorBoard may span epochs
@@ -27,6 +36,16 @@ HARMLESS = (
     "Total length of `list` across ranks is zero",  # nothing is held out
 )
 """Beginnings of warnings of Lightning's that say nothing to our users."""
+
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+"""What Lightning calls of every callback, and of the module, in each step."""
 
 
 def silence() -> None:
@@ -64,6 +83,42 @@ def resume_behind_epochs(trainer: lightning.Trainer) -> None:
     """Where `max_steps` is set, Lightning takes every checkpoint for one within an epoch: resumed from one at the end
     of an epoch, it would end that epoch a second time. Without it the place of the checkpoint counts."""
     setattr(trainer.fit_loop, "_iteration_based_training", lambda: False)  # noqa: B010 (a method)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Times nothing. Lightning enters a context of its profiler at each hook, some ninety times in a step; that of its
+    own that times nothing is a generator, made anew each time."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]  # of the same use
+        """One context for all."""
+        return self._nothing
+
+
+class IdleHooks(Callback):
+    """Lightning passes over a hook that is not callable: what nobody has written of those that come in each step is
+    None while a model is fitted, in place of a function that does nothing."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Of all callbacks and of the module."""
+        for owner, hook in self._idle(trainer, pl_module):
+            setattr(owner, hook, None)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Puts them back."""
+        for owner in (*trainer.callbacks, pl_module):  # type: ignore[attr-defined]  # set without being declared
+            for hook in STEP_HOOKS:
+                if vars(owner).get(hook, hook) is None:
+                    delattr(owner, hook)
+
+    @staticmethod
+    def _idle(trainer: lightning.Trainer, module: lightning.LightningModule) -> Iterator[tuple[Any, str]]:
+        owners: list[tuple[Any, type]] = [(one, Callback) for one in trainer.callbacks]  # type: ignore[attr-defined]
+        for owner, base in [*owners, (module, lightning.LightningModule)]:
+            for hook in STEP_HOOKS:
+                if hook not in vars(owner) and getattr(type(owner), hook, None) is getattr(base, hook):
+                    yield owner, hook
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from vi_lab.adapters.lightning import complaints, resume_behind_epochs, silence
+from vi_lab.adapters.lightning import IdleHooks, NoProfiler, complaints, resume_behind_epochs, silence
 from vi_lab.build import instantiate
 from vi_lab.config import plain
 from vi_lab.errors import UserError
@@ -49,6 +49,7 @@ def build_trainer(
         scheduled.append(Beta(instantiate(config.beta_schedule)))
     recorder = Recorder(folder, scheduled, hyperparameters(config, swept))
     callbacks = [
+        IdleHooks(),
         *scheduled,
         recorder,
         ProgressDisplay(voice, recorder),
@@ -79,7 +80,7 @@ def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
     with complaints("accelerator or trainer: "):
         return lightning.Trainer(
             **plain(config.accelerator),
-            **plain(config.trainer),
+            **{"profiler": NoProfiler(), **plain(config.trainer)},
             **{"logger": False, **arguments},
             num_sanity_val_steps=0,
             enable_progress_bar=False,
