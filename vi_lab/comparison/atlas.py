@@ -378,13 +378,10 @@ def _dots(atlas: Atlas, shape: Shape) -> Curves:
     beyond = False
     for row, (metric, label) in zip(panels, ((LOSS, "-ELBO"), (NLL, "NLL")), strict=True):
         means = {budget: [entry.mean(metric, budget) for entry in shown] for budget in BUDGETS}
-        finite = [mean for pairs in means.values() for mean, _ in pairs if math.isfinite(mean)]
-        middle = median(finite) if finite else 0.0
-        end = middle + FAR * (middle - min(finite)) if finite else 1.0
-        end = max([value for value in finite if value <= end], default=1.0)
-        if len(finite) < sum(map(len, means.values())) or any(value > end for value in finite):
-            beyond = True
-            end = middle + FAR * (middle - min(finite, default=middle)) or end
+        values = [mean for pairs in means.values() for mean, _ in pairs]
+        finite = [mean for mean in values if math.isfinite(mean)] or [0.0]
+        end = median(finite) + FAR * (median(finite) - min(finite))
+        beyond |= any(mean > end for mean in values)
         columns = [
             Column(
                 f"{label}, {text}",

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from vi_lab.atlas import BUDGETS, Atlas, Setting, steps_of
-from vi_lab.comparison.stats import mean_and_error
 from vi_lab.errors import ViLabError
 from vi_lab.runs.jobs import State
 from vi_lab.runs.run import Run, rows_of
@@ -141,7 +141,7 @@ def select(
         None where no run has ended an epoch.
     """
     losses = {
-        name: tuple(mean_and_error(final(folder, "val/loss") for folder in seeds)[0] for seeds in folders[name])
+        name: tuple(fmean(final(folder, "val/loss") for folder in seeds) for seeds in folders[name])
         for name in grids
     }
     paces = {name: pace([folder for seeds in folders[name] for folder in seeds]) for name in grids}
