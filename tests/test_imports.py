@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vi_lab"
 
 ROOMS = [
     {"version", "errors", "machine", "adapters"},
-    {"arguments", "console", "schema", "published", "seeding", "noise", "distributions", "schedules"},
+    {"arguments", "console", "schema", "published", "atlas", "seeding", "noise", "distributions", "schedules"},
     {"estimators"},
     {"latents", "priors", "likelihoods", "networks", "objectives", "problems", "data"},
     {"models", "evaluation", "audit"},

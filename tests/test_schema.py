@@ -136,7 +136,9 @@ OPTIONAL = {"latent": "reinforce", "objective/relaxed": "concrete", "latent/vq":
 def keys() -> set[str]:
     """Every key that some choice of some group ships, of every command."""
     found = {path for name in COMMANDS for path, _ in leaves(resolved(compose_job(name, [])))}
-    for folder in (path for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in ("model", "published")):
+    for folder in (
+        path for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in ("model", "published", "atlas")
+    ):
         for file in folder.glob("*.yaml"):
             choice = f"{folder.name}/{file.stem}"
             estimator = OPTIONAL.get(choice, OPTIONAL.get(folder.name))

@@ -23,8 +23,8 @@ from vi_lab.errors import UserError
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if (p / "train.yaml").is_file())
 """The shipped groups: beside the package in a checkout, inside it in a wheel."""
-NO_GROUPS = ("hydra", "published")
-"""Its folders that are no groups of a model's config: Hydra's own, and published numbers."""
+NO_GROUPS = ("hydra", "published", "atlas")
+"""Its folders that are no groups of a model's config: Hydra's own, published numbers, and comparisons of estimators."""
 
 
 # --- what a value must satisfy ---------------------------------------------------------------------------------------

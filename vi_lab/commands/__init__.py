@@ -7,6 +7,7 @@ COMMANDS = {
     "tune": ("vi_lab.commands.tune", "search settings by validation loss; any number of workers"),
     "status": ("vi_lab.commands.status", "where the jobs of a sweep stand, and who is at work on them"),
     "verify": ("vi_lab.commands.verify", "repeat published numbers, and say of each whether ours agree"),
+    "atlas": ("vi_lab.commands.atlas", "compare estimators fairly: equal search, fresh seeds, equal budgets"),
     "compare": ("vi_lab.commands.compare", "tables and curves of runs: means over seeds, paired differences"),
     "board": ("vi_lab.commands.board", "TensorBoard on this machine, over all runs below a folder"),
     "share": ("vi_lab.commands.share", "copy runs without what tells whose machine they were made on"),

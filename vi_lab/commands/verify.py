@@ -7,41 +7,45 @@ wanted. The verdicts (`vi_lab.comparison.verdicts`) follow from run folders alon
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import io
-import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from vi_lab import published
 from vi_lab.adapters.hydra import launcher
 from vi_lab.arguments import Parser
-from vi_lab.commands import train
 from vi_lab.commands.launch import Abort, rehearse_all
-from vi_lab.commands.named import Task, at_work, drain, refuse_links_of_sweep
+from vi_lab.commands.named import Task, refuse_links_of_sweep
+from vi_lab.commands.workers import (
+    add_budget,
+    number_of,
+    read_plan,
+    says_how,
+    seconds_of,
+    side_by_side,
+    sweep_of,
+    threads_of,
+    work,
+)
 from vi_lab.comparison.repeated import DIFFER, Found, find, made_with, prefix, values
 from vi_lab.config import check_jobs, quote, search_path
 from vi_lab.console import Heading, duration, load, make_console, print_tables
 from vi_lab.errors import UserError, complain, nearby, one_line, printable
-from vi_lab.machine import cores
 from vi_lab.published import Cell, Row
-from vi_lab.runs.files import Status, write_json, write_text
-from vi_lab.runs.jobs import Jobs, Record, fingerprint
+from vi_lab.runs.files import Status, write_text
+from vi_lab.runs.jobs import Record, fingerprint
 from vi_lab.runs.lock import hold
 from vi_lab.runs.run import Run
 from vi_lab.runs.trust import inside
-from vi_lab.schema import CONFIG_DIR, JOB, has
-from vi_lab.training.workers import PARENT, follow_parent
+from vi_lab.schema import CONFIG_DIR
+from vi_lab.training.workers import follow_parent
 
 NAME = "verify"
 """Of the sweep, unless sweep= gives another."""
@@ -67,14 +71,11 @@ def parser() -> Parser:
     what = "rows: a source, SOURCE/ROW, or a pattern such as 'wang*/reinmax-*' (all); KEY=VALUE"
     parser.add_argument("words", nargs="*", metavar="NAME", help=what)
     parser.add_argument("--list", action="store_true", help="the rows that there are, and what each costs")
-    what = "wall time to train: 90s, 30m, 2h30m, 0 (only report) or none (as long as it takes) (1h)"
-    parser.add_argument("--budget", metavar="TIME", default="1h", help=what)
+    add_budget(parser)
     parser.add_argument("--quick", action="store_true", help="what minutes decide: exact ones, toys, a few epochs")
-    parser.add_argument("--workers", metavar="N", type=int, help="runs at a time (one for each core)")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the report goes (the sweep's verify/)")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="the report once more, as Markdown")
     parser.add_argument("--config-dir", metavar="DIR", help="configs of your own; DIR/published has rows")
-    parser.add_argument("--tasks", help=argparse.SUPPRESS)  # of a worker that another process has started
     return parser
 
 
@@ -90,11 +91,9 @@ def main(argv: list[str]) -> int:
     follow_parent()
     arguments = parser().parse_intermixed_args(argv)
     if arguments.tasks:
-        return _work_for(Path(arguments.tasks))
-    workers = cores() if arguments.workers is None else arguments.workers
-    if workers < 1:
-        raise UserError(f"--workers {workers}: wanted at least 1")
-    deadline = time.time() + _seconds(arguments.budget)
+        return _work_for(read_plan(arguments.tasks))
+    workers = number_of(arguments.workers)
+    deadline = time.time() + seconds_of(arguments.budget)
     sources = published.sources(arguments.config_dir)
     rows = published.select(sources, [word for word in arguments.words if "=" not in word])
     if arguments.quick:
@@ -122,16 +121,6 @@ def main(argv: list[str]) -> int:
     return 1 if report.counts["fail"] else 0
 
 
-def _seconds(text: str) -> float:
-    """A budget in words."""
-    if text == "none":
-        return float("inf")
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
-    if not found or not text:
-        raise UserError(f"--budget {text}: wanted a time such as 90s, 30m, 1h or 2h30m, or none")
-    return sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
-
-
 class Verification:
     """The rows that are asked for, and what is there of them.
 
@@ -149,16 +138,14 @@ class Verification:
             key, _, value = word.partition("=")
             if key == "seeds":
                 self.seeds = _seeds(value)
-            elif has(key, JOB) or key.startswith("accelerator"):
+            elif says_how(word):
                 self.words.append(word)
             else:
                 raise UserError(
                     f"{word}: the row says what is trained; only seeds= and what says where and how may change"
                 )
-        self.name = next((w.partition("=")[2] for w in self.words if w.startswith("sweep=")), NAME)
-        self.words = [word for word in self.words if not word.startswith("sweep=")]
-        (own,) = check_jobs("train", [[*self.words, f"sweep={self.name}"]], config_dir)
-        self.folder = Path(own["paths"]["log_dir"]) / "sweeps" / self.name
+        self.words, self.folder = sweep_of(self.words, NAME, config_dir)
+        self.name = self.folder.name
         self.runnable = {row.label: row for row in rows if not row.lacks}
         self.configs = self._compose()
         """Of each row that can be run, its config with one seed and epoch."""
@@ -312,7 +299,7 @@ class Verification:
                 if any(run.wanted >= epochs and run.complete for run in runs):
                     continue
                 wanted.append((row, seeds[place], epochs, runs))
-        threads = [] if workers == 1 or any(w.startswith("threads=") for w in self.words) else ["threads=1"]
+        threads = threads_of(workers, self.words)
         jobs = [[*self.job(row, seed, epochs), *threads] for row, seed, epochs, _ in wanted]
         configs = check_jobs("train", jobs, self.config_dir)
         tasks = []
@@ -350,16 +337,11 @@ class Verification:
             "config_dir": self.config_dir,
             "deadline": deadline if deadline < float("inf") else None,
         }
-        file = self.folder / ".sweep" / f"plan-{os.getpid()}.json"
-        write_json(file, plan)
         seconds = sum(one["seconds"] for one in tasks) / workers
         runs = f"{len(tasks)} run{'s' * (len(tasks) != 1)}"
         print(f"{runs} below {printable(nearby(self.folder))}, about {duration(seconds)}", flush=True)
-        try:
-            with _workers(file, min(workers, len(tasks)) - 1):
-                _work_for(file)
-        finally:
-            file.unlink(missing_ok=True)
+        with side_by_side("verify", self.folder, plan, min(workers, len(tasks)) - 1):
+            _work_for(plan)
 
     # --- what came out ------------------------------------------------------------------------------------------
 
@@ -439,57 +421,20 @@ class Verification:
         return [span, f"{duration(ends[-1] * self.cost(row))} x {len(self.seeds_of(row))}"]
 
 
-# --- workers ---------------------------------------------------------------------------------------------------------
+# --- small parts -----------------------------------------------------------------------------------------------------
 
 
-def _work_for(file: Path) -> int:
+def _work_for(plan: dict[str, Any]) -> int:
     """Train what is left of a plan, beside other workers."""
-    plan = json.loads(file.read_text(encoding="utf-8"))
-    folder, deadline = Path(plan["folder"]), plan["deadline"] or float("inf")
+    deadline = plan["deadline"] or float("inf")
     tasks = [Task(one["words"], one["name"], number) for number, one in enumerate(plan["tasks"])]
     seconds = {one["name"]: one["seconds"] for one in plan["tasks"]}
-    given = [f"sweep={folder.name}", f"hydra.sweep.dir={quote(str(folder))}"]
-    launch = launcher(train.task, [*given, *search_path(plan["config_dir"])], CONFIG_DIR, "train")
-    write_text(folder / "multirun.yaml", launch.yaml)
-    jobs = Jobs(folder, [one.name for one in tasks])
-    forgiven = {name: state.failures for name, state in jobs.states().items()}
 
     def fitting() -> list[Task]:
         return [one for one in tasks if time.time() + seconds[one.name] <= deadline]
 
-    with at_work(jobs, len(tasks), launch):
-        drain(fitting, jobs, launch, forgiven, 0)
+    work(Path(plan["folder"]), plan["config_dir"], fitting, [one.name for one in tasks])
     return 0
-
-
-@contextmanager
-def _workers(file: Path, number: int) -> Iterator[None]:
-    """So many more processes that work for a plan; they end with this one."""
-    command = [sys.executable, "-m", "vi_lab", "verify", "--tasks", str(file)]
-    environment = {**os.environ, PARENT: str(os.getpid())}
-    processes = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,  # a signal of the terminal reaches them through this process alone
-        )
-        for _ in range(number)
-    ]
-    try:
-        yield
-        for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()  # it stops after a step, and leaves a checkpoint
-        for process in processes:
-            process.wait()
-
-
-# --- small parts -----------------------------------------------------------------------------------------------------
 
 
 def _seeds(text: str) -> list[int]:

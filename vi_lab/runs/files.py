@@ -128,6 +128,21 @@ def write_json(path: Path, data: dict) -> None:
     write_text(path, json.dumps(strict(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def write_once(path: Path, data: dict) -> None:
+    """`write_json`, unless the file is there: of several processes the first one's stays."""
+    beside = scratch(path)
+    write_json(beside, data)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def strict(value: Any) -> Any:
     """`value` with null for what strict JSON has no number for."""
     if isinstance(value, dict):
