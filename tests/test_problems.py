@@ -18,11 +18,15 @@ from tests.estimators.toy import PAIRS, THRESHOLD, worst
 from tests.support import compose, composed, read_rows, refusal, run
 from vi_lab.audit import Bench
 from vi_lab.build import build
+from vi_lab.comparison.compare import compare
+from vi_lab.comparison.tables import explanation
 from vi_lab.config import check_overrides
 from vi_lab.distributions import enumerate_support
 from vi_lab.latents import Bernoulli, Categorical, Gaussian
 from vi_lab.models import ExpectedCost
 from vi_lab.problems import MAX_STATES, Polynomial, Quadratic, QuadraticProgram, ToyCost, discrete_latent
+from vi_lab.runs.files import Status
+from vi_lab.runs.run import Run
 
 TRAIN = ["accelerator=cpu", "threads=1", "figures=false", "logger=[]"]
 DISCRETE = [(name, kind) for name, kind in PAIRS if kind in ("bernoulli", "categorical")]
@@ -257,6 +261,9 @@ def test_a_run_draws_its_cost_and_its_variance(tmp_path: Path) -> None:
     toy_run(tmp_path, "experiment=toy_rebar", "data.steps=10", "trainer.max_epochs=2", "audit.every_n_steps=10",
             "audit.samples=100", "figures=true")  # fmt: skip
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"expected_cost.png", "gradient_variance.png"}
+    Status(tmp_path).write("completed")
+    first, *_ = explanation(compare([Run(tmp_path)]))
+    assert first.startswith("Expected cost, lower is better")
 
 
 def test_a_toy_has_no_likelihood_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -43,3 +43,12 @@ def test_a_narrow_terminal_does_without_units_first() -> None:
 def test_what_is_not_relaxed_has_no_rows_for_it() -> None:
     rows = shown(train__loss=100.0, train__loss_unrelaxed=100.0, train__relaxation_gap=0.0, test__loss=101.0)
     assert rows == [["metric", "train", "test", "unit"], ["loss", "100.00", "101.00", "nats"]]
+
+
+def test_losses_of_a_toy_problem_are_costs() -> None:
+    rows = shown(train__loss=0.25, train__expected_cost=0.251, val__loss=0.24951, test__loss=0.24951)
+    assert rows == [
+        ["metric", "train", "val", "test", "unit"],
+        ["loss", "0.250000", "0.249510", "0.249510", "cost"],
+        ["expected_cost", "0.251000", "", "", "cost"],
+    ]

@@ -203,7 +203,7 @@ def _dots(
 def _loss_label(section: Section) -> str:
     if section.toy:
         return "expected cost, exact" if _loss(section) == "val/loss" else "cost in training"
-    return f"{'validation' if _loss(section) == 'val/loss' else 'training, unrelaxed'} loss (nats per image)"
+    return f"{'validation' if _loss(section) == 'val/loss' else 'training, unrelaxed'} loss ({section.unit})"
 
 
 def ink(axes: Axes) -> None:

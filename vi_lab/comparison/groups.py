@@ -180,6 +180,11 @@ class Section:
         return is_toy(self.groups[0].settings)
 
     @property
+    def unit(self) -> str:
+        """Of its losses."""
+        return "expected cost" if self.toy else "nats per image"
+
+    @property
     def digits(self) -> int:
         """Decimals of a loss: toy problems are of costs near 1."""
         return 6 if self.toy else 2

@@ -88,13 +88,13 @@ def _lines(section: Section, found: list[Series], numbers: list[str]) -> Figure:
         _line(panels[0], one, section.selection, style | {"linestyle": "-"})
         for one, style in zip(found, looks, strict=True)
     ]
-    panels[0].set_ylabel(f"{OUTCOMES[section.selection]} (nats per image)", color=INK)
+    panels[0].set_ylabel(f"{OUTCOMES[section.selection]} ({section.unit})", color=INK)
     if relaxed:
         for one, style in zip(found, looks, strict=True):
             _line(panels[1], one, "train/loss_unrelaxed", style | {"linestyle": "-"})
             if any(group.mean("train/relaxation_gap") for group in one.places.values()):
                 _line(panels[1], one, "train/loss", style | {"linestyle": "--", "markerfacecolor": "none"})
-        panels[1].set_ylabel("training loss (nats per image)", color=INK)
+        panels[1].set_ylabel(f"training loss ({section.unit})", color=INK)
         panels[1].set_title("dashed: relaxed, as optimized; solid: unrelaxed", color=INK, fontsize=9)
     places = sorted({x for one in found for (x,) in one.places})
     for axes in panels:
@@ -151,7 +151,7 @@ def _maps(section: Section, found: list[Series], numbers: list[str]) -> Figure:
     bar = figure.colorbar(heat, ax=[*figure.axes])
     bar.set_label(OUTCOMES[section.selection], color=INK)
     ink(bar.ax)
-    title = f"{section.title}; nats per image, mean over seeds"
+    title = f"{section.title}; {section.unit}, mean over seeds"
     figure.suptitle(title, color=INK, fontsize=10).set_parse_math(False)
     return figure
 

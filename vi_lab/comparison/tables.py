@@ -145,10 +145,12 @@ def explanation(comparison: Comparison, shown: list[Column] | None = None, hints
     selection = " and ".join(sorted({s.selection for s in comparison.sections}, reverse=True))
     folds = any(group.settings.get("data.folds") for group in comparison.groups)
     over = "seeds and folds, of which each holds out other images; folds share most of theirs" if folds else "seeds"
-    sentences = [f"Nats per image, lower is better; mean ± standard error over {over}."]
+    unit = " or ".join(sorted({section.unit for section in comparison.sections}, reverse=True))
+    sentences = [f"{unit[:1].upper()}{unit[1:]}, lower is better; mean ± standard error over {over}."]
     if comparison.selected:
         sentences.append(
-            f"Of each estimator the best of all settings tried, by mean {selection}; reported on test images."
+            f"Of each estimator the best of all settings tried, by mean {selection}; reported "
+            f"{'exactly' if all(section.toy for section in comparison.sections) else 'on test images'}."
         )
     else:
         sentences.append(f"Ordered by mean {selection}; the first of a table is its reference unless named otherwise.")

@@ -29,11 +29,11 @@ UNITS = {
 }
 """Of a row, in the order of the table; rows that are not here follow without one."""
 
-DIGITS = {"nats": ".2f", "bits": ".4f", "variables": "g"}
+DIGITS = {"nats": ".2f", "cost": ".6f", "bits": ".4f", "variables": "g"}
 
 
 def report(terminal: Terminal, final: Mapping[str, float]) -> None:
-    """Print what came out, all per image.
+    """Print what came out: per image, or of a toy problem the expected cost.
 
     Args:
         final: the metrics, as SPLIT/NAME; others are left out.
@@ -43,13 +43,15 @@ def report(terminal: Terminal, final: Mapping[str, float]) -> None:
     of_splits = [Heading(split, priority=int(split == "train")) for split in values]
     headings = [Heading("metric", numeric=False), *of_splits, Heading("unit", numeric=False, priority=2)]
     table = []
+    toy = "expected_cost" in found
     for name in [*(name for name in UNITS if name in found), *(name for name in found if name not in UNITS)]:
-        unit = UNITS.get(name, "")
+        unit = "cost" if toy and name in NATS else UNITS.get(name, "")
         error = final.get(f"test/{name}_error", math.nan)
-        form = ".6f" if unit == "nats" and "expected_cost" in found else DIGITS.get(unit, ".4g")  # of a toy problem
+        form = DIGITS.get(unit, ".4g")
         cells = [_cell(rows.get(name), form, error if split == "test" else math.nan) for split, rows in values.items()]
         table.append([name, *cells, unit])
-    print_tables(terminal, headings, [("per image; nats: lower is better", table)])
+    title = "cost: lower is better" if toy else "per image; nats: lower is better"
+    print_tables(terminal, headings, [(title, table)])
 
 
 def _rows(final: Mapping[str, float], split: str) -> dict[str, float]:
