@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from vi_lab import atlas as atlases
 from vi_lab.arguments import Parser
-from vi_lab.atlas import RATE, TEMPERATURE, Atlas, Setting
+from vi_lab.atlas import BUDGETS, RATE, TEMPERATURE, Atlas, Setting
 from vi_lab.commands.launch import rehearse_all
 from vi_lab.commands.named import Task, digest_of, refuse_links_of_sweep
 from vi_lab.commands.workers import (
@@ -154,9 +154,12 @@ class Survey:
         """Of each latent the estimators that suit it, and whether they have a temperature."""
         self.unsuited: dict[str, dict[str, str]] = suited["unsuited"]
         """Of each latent, why other estimators are not trained with it."""
-        self.counted: dict[str, dict[str, float]] = self._read("evaluations")
+        self.counts = f"evaluations-{hashlib.sha256(str(atlas.settings).encode()).hexdigest()[:10]}"
+        self.counted: dict[str, dict[str, float]] = self._read(self.counts)
         """Decoder evaluations per image and step; empty until something is trained."""
         self._selections: dict[str, Selection] = {}
+        self._done: set[str] = set()
+        """The labels of runs that have ended, which they do once."""
 
     def _suit(self) -> dict[str, Any]:
         """Find which estimators go with which latent, and which have a temperature."""
@@ -279,11 +282,13 @@ class Survey:
 
     def ended(self, jobs: Sequence[Job]) -> dict[str, bool]:
         """Of each run, by its label, whether it has ended."""
-        if not self.folder.is_dir():
-            return dict.fromkeys((job.label for job in jobs), False)
-        names = self.names(jobs)
+        left = [job for job in jobs if job.label not in self._done] if self.folder.is_dir() else []
+        names = self.names(left)
         states = Jobs(self.folder, names).states()
-        return {job.label: has_ended(self.folder / name, states[name]) for job, name in zip(jobs, names, strict=True)}
+        for job, name in zip(left, names, strict=True):
+            if has_ended(self.folder / name, states[name]):
+                self._done.add(job.label)
+        return {job.label: job.label in self._done for job in jobs}
 
     def folders(self, jobs: Sequence[Job]) -> list[Path]:
         """Where they are."""
@@ -396,8 +401,8 @@ class Survey:
         for (latent, name), config in zip(missing, configs, strict=True):
             datamodule, model = build(OmegaConf.create(config))
             self.counted.setdefault(latent, {})[name] = decoder_evaluations(model, datamodule.shape)
-        self._file("evaluations").parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file("evaluations"), self.counted)
+        self._file(self.counts).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file(self.counts), self.counted)
 
     def work(self, deadline: float, threads: Sequence[str]) -> int:
         """Train what is left, beside other workers."""
@@ -412,7 +417,10 @@ class Survey:
                 for job, name in zip(jobs, self.names(jobs), strict=True)
             ]
 
-        work(self.folder, self.config_dir, fitting, [task.name for task in fitting()], retries=1)
+        compared = [len(self.compared(latent)) for latent in self.atlas.latents]
+        each = self.atlas.searched * len(self.atlas.search.seeds) + len(BUDGETS) * len(self.atlas.report.seeds)
+        names = [task.name for task in fitting()]
+        work(self.folder, self.config_dir, fitting, names, number=each * sum(compared), retries=1)
         return 0
 
     # --- what came out ------------------------------------------------------------------------------------------

@@ -34,10 +34,9 @@ def has_ended(folder: Path, state: State) -> bool:
 
 
 def final(folder: Path, metric: str) -> float:
-    """A number of a run that has ended: infinite where it has failed, or where the number is none."""
+    """A number of a run that has ended: infinite where the run has failed, NaN where it has none of the name."""
     run = Run(folder)
-    number = run.final.get(metric, math.inf) if run.state == "completed" else math.inf
-    return number if math.isfinite(number) else math.inf
+    return run.final.get(metric, math.nan) if run.state == "completed" else math.inf
 
 
 class Pace(NamedTuple):
@@ -124,6 +123,10 @@ def _setting(values: Mapping[str, Any]) -> Setting:
     return Setting(float(values["rate"]), None if temperature is None else float(temperature))
 
 
+def _or_infinite(number: float) -> float:
+    return number if math.isfinite(number) else math.inf
+
+
 def select(
     atlas: Atlas,
     grids: Mapping[str, Sequence[Setting]],
@@ -141,7 +144,7 @@ def select(
         None where no run has ended an epoch.
     """
     losses = {
-        name: tuple(fmean(final(folder, "val/loss") for folder in seeds) for seeds in folders[name])
+        name: tuple(_or_infinite(fmean(final(folder, "val/loss") for folder in seeds)) for seeds in folders[name])
         for name in grids
     }
     paces = {name: pace([folder for seeds in folders[name] for folder in seeds]) for name in grids}
