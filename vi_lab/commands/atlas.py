@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     names = [word for word in arguments.words if "=" not in word]
     if len(names) > 1:
         raise UserError(f"{names[1]}: wanted one atlas, got {len(names)}")
-    atlas = atlases.find(*(names or [NAME]), arguments.config_dir)
+    atlas = atlases.find(names[0] if names else NAME, arguments.config_dir)
     survey = Survey(atlas, [word for word in arguments.words if "=" in word], arguments.config_dir)
     if arguments.list:
         survey.tell()
@@ -154,9 +154,9 @@ class Survey:
         """Of each latent the estimators that suit it, and whether they have a temperature."""
         self.unsuited: dict[str, dict[str, str]] = suited["unsuited"]
         """Of each latent, why other estimators are not trained with it."""
-        self.counts = f"evaluations-{hashlib.sha256(str(atlas.settings).encode()).hexdigest()[:10]}"
-        self.counted: dict[str, dict[str, float]] = self._read(self.counts)
-        """Decoder evaluations per image and step; empty until something is trained."""
+        self.counted: dict[str, dict[str, float]] = self._read("evaluations")
+        """Decoder evaluations per image and step, before there are runs that say so; empty until something is
+        trained."""
         self._selections: dict[str, Selection] = {}
         self._done: set[str] = set()
         """The labels of runs that have ended, which they do once."""
@@ -243,6 +243,10 @@ class Survey:
             for name, grid in self.compared(latent).items()
         }
 
+    def searched(self, latent: str) -> list[Job]:
+        """The same, one after the other."""
+        return [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
+
     def reported(self, latent: str, selection: Selection) -> dict[int, dict[str, dict[str, Job]]]:
         """The reported runs: seed -> estimator -> budget. Budgets of as many steps share a run."""
         of = selection.steps_per_epoch
@@ -273,7 +277,7 @@ class Survey:
             configs = check_jobs("train", [job.words for job in others], self.config_dir)
             for job, config in zip(others, configs, strict=True):
                 self.known[job.label] = f"{job.label}-{fingerprint(config)}"
-            if write:
+            if write and others:
                 made = {shlex.join(job.words): self.known[job.label] for job in jobs}
                 swept = ["estimator", "latent", RATE, TEMPERATURE, "seed", "trainer.max_epochs", "trainer.max_steps"]
                 words = ["atlas", self.atlas.name, write]
@@ -305,7 +309,7 @@ class Survey:
         if not self.counted.get(latent):
             return None  # nothing is there
         search = self.search(latent)
-        jobs = [job for settings in search.values() for seeds in settings for job in seeds]
+        jobs = self.searched(latent)
         names = self.names(jobs)
         mark = hashlib.sha256("\n".join([str(self.atlas.report.epochs), *names]).encode()).hexdigest()[:10]
         name = f"{latent}-{mark}"
@@ -313,7 +317,7 @@ class Survey:
             if not all(self.ended(jobs).values()):
                 return None
             folders = {key: [self.folders(seeds) for seeds in settings] for key, settings in search.items()}
-            found = select(self.atlas, self.compared(latent), folders, self.counted[latent])
+            found = select(self.atlas, self.compared(latent), folders)
             if found is None or not write:
                 return found
             write_once(self._file(name), found.as_json())
@@ -341,7 +345,7 @@ class Survey:
         for latent in self.atlas.latents:
             selection = self.selection(latent, write=True)
             if selection is None:
-                search += [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
+                search += self.searched(latent)
                 continue
             seeds = [
                 [job for budgets in estimators.values() for job in budgets.values()]
@@ -368,8 +372,7 @@ class Survey:
             self._count(missing)
         write_json(self._file(f"suited-{self.mark}"), {"tempered": self.tempered, "unsuited": self.unsuited})
         for latent in self.atlas.latents:
-            jobs = [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
-            self.names(jobs, f"search {latent}")
+            self.names(self.searched(latent), f"search {latent}")
         todo = self.open()
         if not todo:
             return
@@ -401,8 +404,8 @@ class Survey:
         for (latent, name), config in zip(missing, configs, strict=True):
             datamodule, model = build(OmegaConf.create(config))
             self.counted.setdefault(latent, {})[name] = decoder_evaluations(model, datamodule.shape)
-        self._file(self.counts).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file(self.counts), self.counted)
+        self._file("evaluations").parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file("evaluations"), self.counted)
 
     def work(self, deadline: float, threads: Sequence[str]) -> int:
         """Train what is left, beside other workers."""
@@ -432,7 +435,7 @@ class Survey:
 
         shapes, folders = [], []
         for latent in self.atlas.latents:
-            search = [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
+            search = self.searched(latent)
             selection = self.selection(latent)
             folders += self.folders(search) if self.folder.is_dir() else []
             done = sum(self.ended(search).values())
