@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from vi_lab import atlas as atlases
 from vi_lab.arguments import Parser
-from vi_lab.atlas import RATE, TEMPERATURE, Atlas, Setting
+from vi_lab.atlas import BUDGETS, RATE, TEMPERATURE, Atlas, Setting
 from vi_lab.commands.launch import rehearse_all
 from vi_lab.commands.named import Task, digest_of, refuse_links_of_sweep
 from vi_lab.commands.workers import (
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     names = [word for word in arguments.words if "=" not in word]
     if len(names) > 1:
         raise UserError(f"{names[1]}: wanted one atlas, got {len(names)}")
-    atlas = atlases.find(*(names or [NAME]), arguments.config_dir)
+    atlas = atlases.find(names[0] if names else NAME, arguments.config_dir)
     survey = Survey(atlas, [word for word in arguments.words if "=" in word], arguments.config_dir)
     if arguments.list:
         survey.tell()
@@ -155,8 +155,11 @@ class Survey:
         self.unsuited: dict[str, dict[str, str]] = suited["unsuited"]
         """Of each latent, why other estimators are not trained with it."""
         self.counted: dict[str, dict[str, float]] = self._read("evaluations")
-        """Decoder evaluations per image and step; empty until something is trained."""
+        """Decoder evaluations per image and step, before there are runs that say so; empty until something is
+        trained."""
         self._selections: dict[str, Selection] = {}
+        self._done: set[str] = set()
+        """The labels of runs that have ended, which they do once."""
 
     def _suit(self) -> dict[str, Any]:
         """Find which estimators go with which latent, and which have a temperature."""
@@ -240,6 +243,10 @@ class Survey:
             for name, grid in self.compared(latent).items()
         }
 
+    def searched(self, latent: str) -> list[Job]:
+        """The same, one after the other."""
+        return [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
+
     def reported(self, latent: str, selection: Selection) -> dict[int, dict[str, dict[str, Job]]]:
         """The reported runs: seed -> estimator -> budget. Budgets of as many steps share a run."""
         of = selection.steps_per_epoch
@@ -270,7 +277,7 @@ class Survey:
             configs = check_jobs("train", [job.words for job in others], self.config_dir)
             for job, config in zip(others, configs, strict=True):
                 self.known[job.label] = f"{job.label}-{fingerprint(config)}"
-            if write:
+            if write and others:
                 made = {shlex.join(job.words): self.known[job.label] for job in jobs}
                 swept = ["estimator", "latent", RATE, TEMPERATURE, "seed", "trainer.max_epochs", "trainer.max_steps"]
                 words = ["atlas", self.atlas.name, write]
@@ -279,11 +286,13 @@ class Survey:
 
     def ended(self, jobs: Sequence[Job]) -> dict[str, bool]:
         """Of each run, by its label, whether it has ended."""
-        if not self.folder.is_dir():
-            return dict.fromkeys((job.label for job in jobs), False)
-        names = self.names(jobs)
+        left = [job for job in jobs if job.label not in self._done] if self.folder.is_dir() else []
+        names = self.names(left)
         states = Jobs(self.folder, names).states()
-        return {job.label: has_ended(self.folder / name, states[name]) for job, name in zip(jobs, names, strict=True)}
+        for job, name in zip(left, names, strict=True):
+            if has_ended(self.folder / name, states[name]):
+                self._done.add(job.label)
+        return {job.label: job.label in self._done for job in jobs}
 
     def folders(self, jobs: Sequence[Job]) -> list[Path]:
         """Where they are."""
@@ -300,7 +309,7 @@ class Survey:
         if not self.counted.get(latent):
             return None  # nothing is there
         search = self.search(latent)
-        jobs = [job for settings in search.values() for seeds in settings for job in seeds]
+        jobs = self.searched(latent)
         names = self.names(jobs)
         mark = hashlib.sha256("\n".join([str(self.atlas.report.epochs), *names]).encode()).hexdigest()[:10]
         name = f"{latent}-{mark}"
@@ -308,7 +317,7 @@ class Survey:
             if not all(self.ended(jobs).values()):
                 return None
             folders = {key: [self.folders(seeds) for seeds in settings] for key, settings in search.items()}
-            found = select(self.atlas, self.compared(latent), folders, self.counted[latent])
+            found = select(self.atlas, self.compared(latent), folders)
             if found is None or not write:
                 return found
             write_once(self._file(name), found.as_json())
@@ -336,7 +345,7 @@ class Survey:
         for latent in self.atlas.latents:
             selection = self.selection(latent, write=True)
             if selection is None:
-                search += [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
+                search += self.searched(latent)
                 continue
             seeds = [
                 [job for budgets in estimators.values() for job in budgets.values()]
@@ -363,8 +372,7 @@ class Survey:
             self._count(missing)
         write_json(self._file(f"suited-{self.mark}"), {"tempered": self.tempered, "unsuited": self.unsuited})
         for latent in self.atlas.latents:
-            jobs = [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
-            self.names(jobs, f"search {latent}")
+            self.names(self.searched(latent), f"search {latent}")
         todo = self.open()
         if not todo:
             return
@@ -412,7 +420,10 @@ class Survey:
                 for job, name in zip(jobs, self.names(jobs), strict=True)
             ]
 
-        work(self.folder, self.config_dir, fitting, [task.name for task in fitting()], retries=1)
+        compared = [len(self.compared(latent)) for latent in self.atlas.latents]
+        each = self.atlas.searched * len(self.atlas.search.seeds) + len(BUDGETS) * len(self.atlas.report.seeds)
+        names = [task.name for task in fitting()]
+        work(self.folder, self.config_dir, fitting, names, number=each * sum(compared), retries=1)
         return 0
 
     # --- what came out ------------------------------------------------------------------------------------------
@@ -424,7 +435,7 @@ class Survey:
 
         shapes, folders = [], []
         for latent in self.atlas.latents:
-            search = [job for settings in self.search(latent).values() for seeds in settings for job in seeds]
+            search = self.searched(latent)
             selection = self.selection(latent)
             folders += self.folders(search) if self.folder.is_dir() else []
             done = sum(self.ended(search).values())

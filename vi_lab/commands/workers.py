@@ -99,6 +99,7 @@ def work(
     config_dir: str | None,
     source: Callable[[], list[Task]],
     names: Sequence[str],
+    number: int | None = None,
     retries: int = 0,
 ) -> None:
     """Train what a source gives, beside other workers, until all of it has ended.
@@ -107,6 +108,7 @@ def work(
         folder: of the sweep.
         source: asked again before each run.
         names: of the folders of what is known of it.
+        number: of runs, at most; as many as names where it is None.
         retries: so often a run that fails is tried again by this start.
     """
     given = [f"sweep={folder.name}", f"hydra.sweep.dir={quote(str(folder))}"]
@@ -114,7 +116,7 @@ def work(
     write_text(folder / "multirun.yaml", launch.yaml)
     jobs = Jobs(folder, names)
     forgiven = {name: state.failures for name, state in jobs.states().items()}
-    with at_work(jobs, len(names), launch):
+    with at_work(jobs, len(names) if number is None else number, launch):
         drain(source, jobs, launch, forgiven, retries)
 
 

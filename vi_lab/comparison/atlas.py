@@ -47,16 +47,16 @@ class Entry:
     """From the best, at equal epochs; None of the best itself, and where a run has failed."""
 
     def mean(self, metric: str, budget: str = "epochs") -> tuple[float, float]:
-        """Mean and standard error over seeds; infinite where one has failed."""
+        """Mean and standard error over seeds; infinite where one has failed, NaN where it was not measured."""
         values = [*self.numbers[metric][budget].values()]
-        if not all(map(math.isfinite, values)):
+        if any(map(math.isinf, values)):
             return math.inf, math.nan
         return mean_and_error(values)
 
     def cell(self, metric: str, budget: str) -> str:
         """The same as a text."""
         values = self.numbers[metric][budget].values()
-        lost = sum(not math.isfinite(value) for value in values)
+        lost = sum(map(math.isinf, values))
         if lost:
             return f"failed in {lost} of {len(values)}"
         mean, error = self.mean(metric, budget)
@@ -374,9 +374,16 @@ def _dots(atlas: Atlas, shape: Shape) -> Curves:
     shown = shape.shown
     names = [entry.name for entry in shown]
     looks = [look(index, name) for index, name in enumerate(names)]
-    figure, panels = chart(2, len(BUDGETS), width=10, height=2 * (0.2 * len(shown) + 1.0), sharex="row")
+    measured = [
+        (metric, label)
+        for metric, label in ((LOSS, "-ELBO"), (NLL, "NLL"))
+        if any(math.isfinite(entry.mean(metric)[0]) for entry in shown)
+    ]
+    height = max(1, len(measured)) * (0.2 * len(shown) + 1.0)
+    rows = max(1, len(measured))
+    figure, panels = chart(rows, len(BUDGETS), width=10, height=height, sharex="row", squeeze=False)
     beyond = False
-    for row, (metric, label) in zip(panels, ((LOSS, "-ELBO"), (NLL, "NLL")), strict=True):
+    for row, (metric, label) in zip(panels, measured, strict=False):
         means = {budget: [entry.mean(metric, budget) for entry in shown] for budget in BUDGETS}
         values = [mean for pairs in means.values() for mean, _ in pairs]
         finite = [mean for mean in values if math.isfinite(mean)] or [0.0]

@@ -34,10 +34,9 @@ def has_ended(folder: Path, state: State) -> bool:
 
 
 def final(folder: Path, metric: str) -> float:
-    """A number of a run that has ended: infinite where it has failed, or where the number is none."""
+    """A number of a run that has ended: infinite where the run has failed, NaN where it has none of the name."""
     run = Run(folder)
-    number = run.final.get(metric, math.inf) if run.state == "completed" else math.inf
-    return number if math.isfinite(number) else math.inf
+    return run.final.get(metric, math.nan) if run.state == "completed" else math.inf
 
 
 class Pace(NamedTuple):
@@ -108,7 +107,7 @@ class Selection(NamedTuple):
                 str(name): Chosen(
                     None if one["setting"] is None else _setting(one["setting"]),
                     tuple(math.inf if loss is None else float(loss) for loss in one["losses"]),
-                    float(one["evaluations"]),
+                    math.nan if one["evaluations"] is None else float(one["evaluations"]),
                     math.nan if one["seconds_per_step"] is None else float(one["seconds_per_step"]),
                     {budget: int(one["steps"][budget]) for budget in BUDGETS} if one["setting"] else {},
                 )
@@ -124,29 +123,42 @@ def _setting(values: Mapping[str, Any]) -> Setting:
     return Setting(float(values["rate"]), None if temperature is None else float(temperature))
 
 
+def _evaluations(folders: Sequence[Path]) -> float:
+    """Decoder evaluations per image and step, as some runs have recorded them; NaN where none has."""
+    found = (Run(folder).environment.get("decoder_evaluations") for folder in folders)
+    return next((float(number) for number in found if isinstance(number, (int, float)) and number > 0), math.nan)
+
+
+def _or_infinite(number: float) -> float:
+    return number if math.isfinite(number) else math.inf
+
+
 def select(
     atlas: Atlas,
     grids: Mapping[str, Sequence[Setting]],
     folders: Mapping[str, Sequence[Sequence[Path]]],
-    evaluations: Mapping[str, float],
 ) -> Selection | None:
     """Choose a setting of each estimator by the validation loss of the search, whose runs have all ended.
 
     Args:
         grids: of each estimator.
         folders: of each estimator and setting, those of the seeds of the search.
-        evaluations: of the decoder, of each estimator.
 
     Returns:
         None where no run has ended an epoch.
     """
     losses = {
-        name: tuple(fmean(final(folder, "val/loss") for folder in seeds) for seeds in folders[name])
+        name: tuple(_or_infinite(fmean(final(folder, "val/loss") for folder in seeds)) for seeds in folders[name])
         for name in grids
     }
+    evaluations = {name: _evaluations([folder for seeds in folders[name] for folder in seeds]) for name in grids}
     paces = {name: pace([folder for seeds in folders[name] for folder in seeds]) for name in grids}
     best = {name: min(range(len(grid)), key=losses[name].__getitem__) for name, grid in grids.items()}
-    works = {name: one for name, one in paces.items() if one and math.isfinite(losses[name][best[name]])}
+    works = {
+        name: one
+        for name, one in paces.items()
+        if one and math.isfinite(losses[name][best[name]]) and math.isfinite(evaluations[name])
+    }
     if not works:
         return None
     steps_per_epoch = max(one.steps_per_epoch for one in works.values())
