@@ -338,14 +338,15 @@ class Survey:
         return START + job.epochs * epoch
 
     def open(self) -> list[Job]:
-        """What is left to do, the search first; then the first seed of all estimators, the second one, and so on, so
-        that all have equally many wherever time ends."""
-        search: list[Job] = []
+        """What is left to do, the search first: a setting of all estimators, then the next one, so that other work on
+        the machine, while it lasts, slows down all of them alike. Then the first seed of all, the second one, and so
+        on, so that all have equally many wherever time ends."""
+        searches: list[list[list[Job]]] = []
         rounds: list[list[list[Job]]] = []
         for latent in self.atlas.latents:
             selection = self.selection(latent, write=True)
             if selection is None:
-                search += self.searched(latent)
+                searches += self.search(latent).values()
                 continue
             seeds = [
                 [job for budgets in estimators.values() for job in budgets.values()]
@@ -353,8 +354,14 @@ class Survey:
             ]
             self.names([job for one in seeds for job in one], f"report {latent}")
             rounds.append(seeds)
-        later = [job for seeds in zip_longest(*rounds, fillvalue=[]) for one in seeds for job in one]
-        jobs = [*{job.label: job for job in [*search, *later]}.values()]
+        ordered = [
+            job
+            for several in (searches, rounds)
+            for row in zip_longest(*several, fillvalue=[])
+            for one in row
+            for job in one
+        ]
+        jobs = [*{job.label: job for job in ordered}.values()]
         ended = self.ended(jobs)
         return [job for job in jobs if not ended[job.label]]
 
