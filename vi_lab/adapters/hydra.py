@@ -220,7 +220,7 @@ class QuickLoader(ConfigLoaderImpl):
         """Whether an override changes a value only, and not which files are composed."""
         key, plain = override.key_or_group, override.package is None and not override.is_sweep_override()
         if override.is_hydra_override():
-            return plain and key.startswith(("hydra.sweep.", "hydra.job.env_set."))
+            return plain and key.startswith(("hydra.run.", "hydra.sweep.", "hydra.job.env_set."))
         return plain and override.type == OverrideType.CHANGE and not self.repository.group_exists(key)
 
 
