@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable
 
@@ -20,6 +21,12 @@ from tests.support import REAL_DATA, config, run, write_idx
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, or the others would wait for it at the end."""
     items.sort(key=lambda item: "test_kill_test_script[10" not in item.name)
+
+
+def pytest_collection_finish() -> None:
+    """The collector need not go through all that was imported again and again: it takes a fifth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import inspect
 import re
@@ -249,10 +250,12 @@ def check_jobs(
                 for group in ("logger", "callbacks")
             }
             key = tuple(sorted((g, str(c)) for g, c in {**chosen, **listed}.items()))
+            groups = [f"{group}={choice}" for group, choice in chosen.items() if choice is not None]
+            if key not in shipped and config_dir is None and {*job} <= {*groups}:  # nothing but choices
+                shipped[key] = copy.deepcopy(values)
             if key not in shipped:
-                groups = [f"{group}={choice}" for group, choice in chosen.items() if choice is not None]
                 groups += [f"{group}=[{','.join(names)}]" for group, names in listed.items() if names]
-                shipped[key] = resolved(compose_job(name, groups, config_dir))
+                shipped[key] = resolved(compose_job(name, groups, config_dir, quick))
                 HydraConfig.instance().set_config(config)
             check(values, shipped[key])
             check_added(values, shipped[key])

@@ -141,7 +141,7 @@ def test_the_comparison_can_fail(tmp_path: Path, whole: Whole, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("kills", "arguments"),
-    [(1, ["--estimators", "rloo", "trainer.max_epochs=8"]), (10, [])],
+    [(1, ["--estimators", "rloo", "trainer.max_epochs=8"]), (10, ["trainer.max_epochs=6"])],
 )
 @pytest.mark.slow
 def test_kill_test_script(tmp_path: Path, kills: int, arguments: list[str]) -> None:

@@ -76,8 +76,8 @@ def judge(row: Row, cell: Cell, ours: Sequence[float], rate: float) -> Verdict:
         if row.command == "audit":  # as where a mean is within its noise
             return Verdict("not decided", "an audit of ours could not tell; take more draws", runs=runs)
         return Verdict("fail", "a run of ours has no finite number", runs=runs)
-    mean = statistics.fmean(ours)
-    error = statistics.stdev(ours) / math.sqrt(runs) if runs > 1 else math.nan
+    mean, own = statistics.fmean(ours), statistics.variance(ours) if runs > 1 else math.nan
+    error = math.sqrt(own / runs)
     known = Verdict("not decided", "", mean, error, runs)
     if row.unstated:
         return known._replace(reason=f"the source does not state: {row.unstated}")
@@ -91,8 +91,8 @@ def judge(row: Row, cell: Cell, ours: Sequence[float], rate: float) -> Verdict:
         return known._replace(reason=f"needs more runs of ours{unknown}")
     band = cell.half + quantile * s * math.sqrt(1 / runs + (1 / published if published else 0.0))
     known = known._replace(band=band)
-    if both and cell.sd and statistics.variance(ours) > cell.sd**2 * float(fdtri(runs - 1, published - 1, 1 - rate)):
-        reason = f"our runs spread by {statistics.stdev(ours):.2g}, the published ones by {cell.sd:.2g}"
+    if both and cell.sd and own > cell.sd**2 * float(fdtri(runs - 1, published - 1, 1 - rate)):
+        reason = f"our runs spread by {math.sqrt(own):.2g}, the published ones by {cell.sd:.2g}"
         return known._replace(word="fail", reason=reason)
     chosen = (cell.sd or s) * math.sqrt(2 * math.log(row.searched) / published) if published else 0.0
     difference = mean - cell.value
