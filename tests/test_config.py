@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -235,23 +234,6 @@ VALUES = st.sampled_from(
      "+hydra.job.env_set.ONE='1'", "experiment=seed_gumbel", "objective.beta=0.5"]
 )  # fmt: skip
 JOBS = st.lists(VALUES, max_size=5)
-
-
-def test_what_was_composed_before_is_composed_anew_where_a_file_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "configs"
-    shutil.copytree(CONFIG_DIR, folder)
-    monkeypatch.setattr("vi_lab.config.CONFIG_DIR", folder)
-    file = folder / "optimizer" / "adam.yaml"
-    rates = []
-    for rate in ("1.0e-3", "2.0e-3", "2.0e-3"):
-        file.write_text(file.read_text().replace("1.0e-3", rate))
-        monkeypatch.chdir(tmp_path / ("configs" if rates else "."))
-        config = compose_job("train", ["optimizer=adam", "seed=3"], None, Quick())
-        assert config.hydra.runtime.cwd == str(Path.cwd())
-        rates.append(config.optimizer.lr)
-    assert rates == [1e-3, 2e-3, 2e-3]
 
 
 @pytest.mark.slow

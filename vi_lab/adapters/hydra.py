@@ -6,35 +6,26 @@ Checked against hydra-core 1.3.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import functools
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra._internal.hydra as hydra_main
 from hydra import initialize_config_dir, version
-from hydra._internal import defaults_list
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import _run_hydra, get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.default_element import InputDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobRuntime, JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -57,19 +48,6 @@ def _outcome(job: JobReturn) -> Any:
 JobReturn.return_value = JobReturn.return_value.getter(_outcome)  # type: ignore[method-assign, attr-defined]
 
 
-_make_choices, _NO_CHOICES = defaults_list._create_interpolation_map, OmegaConf.create()
-
-
-def _choices_where_asked(overrides: Any, defaults: list[InputDefault], self_added: bool) -> DictConfig:
-    """The choices that interpolations in a list of defaults are filled in from. Hydra makes them for each list, asked
-    or not: a fourth of its time."""
-    asked = any(default.is_interpolation() for default in defaults)
-    return _make_choices(overrides, defaults, self_added) if asked else _NO_CHOICES
-
-
-defaults_list._create_interpolation_map = _choices_where_asked  # type: ignore[assignment]
-
-
 def argument_parser() -> argparse.ArgumentParser:
     """Hydra's own flags, and the overrides as positional arguments."""
     return get_args_parser()
@@ -85,73 +63,22 @@ def start(task: Callable[[Any], Any], arguments: argparse.Namespace, config_dir:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to the caller, instead of Hydra's own report and exit
     version.setbase(VERSION_BASE)
-    with _quickly():
-        _run_hydra(
-            args=arguments,
-            args_parser=argument_parser(),
-            task_function=task,
-            config_path=str(config_dir),
-            config_name=config_name,
-        )
-
-
-@contextlib.contextmanager
-def _quickly() -> Iterator[None]:
-    """Have Hydra compose with a `QuickLoader` where it makes a loader of its own: twice for one run."""
-    hydra_main.ConfigLoaderImpl = QuickLoader  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        hydra_main.ConfigLoaderImpl = ConfigLoaderImpl  # type: ignore[misc]
-
-
-class Kept(NamedTuple):
-    """What is read and composed of folders in one state. Pickled, of which copies are made five times as fast as by
-    `copy.deepcopy`."""
-
-    files: dict[str, bytes]
-    composed: dict[tuple, bytes]
-
-
-_KEPT: dict[tuple, Kept] = {}  # folders and the state of their files -> what was made of them
-MOST_KEPT = 256
-"""Compositions; each has some 30 kB."""
-
-
-def _state(folder: str) -> tuple:
-    """Names, times and sizes of the files below a folder: equal where none has changed."""
-    found: list[tuple] = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                found.append((entry.name, *_state(entry.path)))
-            else:
-                about = entry.stat()
-                found.append((entry.name, about.st_mtime_ns, about.st_size))
-    return tuple(sorted(found))
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed(override: str) -> Override:
-    (parsed,) = OverridesParser.create().parse_overrides([override])
-    return parsed
+    _run_hydra(
+        args=arguments,
+        args_parser=argument_parser(),
+        task_function=task,
+        config_path=str(config_dir),
+        config_name=config_name,
+    )
 
 
 class QuickLoader(ConfigLoaderImpl):
     """Composes jobs that differ in single values from one composition of the rest: five times as fast. Files that
-    change meanwhile are not seen, so it is to live no longer than what is composed with it.
+    change meanwhile are not seen, so it is to live no longer than what is composed with it."""
 
-    What is composed of one folder alone, as the shipped one, is kept for the next `QuickLoader` that finds its files as
-    they were.
-    """
-
-    def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        super().__init__(config_search_path)
-        paths = [str(element.path) for element in config_search_path.get_path()]
-        folders = tuple(path for path in paths if not path.startswith(("pkg://", "structured://")))
-        key = (tuple(paths), tuple(_state(folder.removeprefix("file://")) for folder in folders))
-        self.own = Kept({}, {})
-        self.shared = _KEPT.setdefault(key, Kept({}, {})) if len(folders) == 1 else self.own
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        super().__init__(loader.config_search_path)
+        self.composed: dict[tuple, bytes] = {}  # pickled, of which copies are made five times as fast as deep ones
 
     def _load_configuration_impl(
         self,
@@ -161,24 +88,18 @@ class QuickLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        parsed = [copy.copy(_parsed(override)) for override in overrides]
-        for override in parsed:
-            override.config_loader = self
+        parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
         fixed = [i for i, override in enumerate(parsed) if self._adds_or_removes(override)]
         after = fixed[-1] if fixed else -1  # what stands before it may be what it adds to, or removes
         values = [self._is_value(o) and (i > after or o.is_hydra_override()) for i, o in enumerate(parsed)]
         later = [override for override, value in zip(parsed, values, strict=True) if value]
         first = tuple(str(o.input_line) for o, value in zip(parsed, values, strict=True) if not value)
-        key = (config_name, run_mode, validate_sweep_overrides, JobRuntime.instance().get("name"), first)
-        composed = self._kept(first).composed
-        if key not in composed:
-            if len(composed) >= MOST_KEPT:
-                del composed[next(iter(composed))]
+        key = (config_name, run_mode, first)
+        if key not in self.composed:
             rest = (from_shell, validate_sweep_overrides)
-            made = super()._load_configuration_impl(config_name, [*first], run_mode, *rest)
-            composed[key] = pickle.dumps(made, pickle.HIGHEST_PROTOCOL)
-        config = pickle.loads(composed[key])
-        config.hydra.runtime.cwd = os.getcwd()
+            composed = super()._load_configuration_impl(config_name, [*first], run_mode, *rest)
+            self.composed[key] = pickle.dumps(composed, pickle.HIGHEST_PROTOCOL)
+        config = pickle.loads(self.composed[key])
         self._apply_overrides_to_config(later, config)
         of_task = [override for override in parsed if not override.is_hydra_override()]
         config.hydra.overrides.task = [override.input_line for override in of_task]
@@ -188,29 +109,6 @@ class QuickLoader(ConfigLoaderImpl):
             of_task, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
         )
         return config
-
-    def _kept(self, overrides: Iterable[str]) -> Kept:
-        """Shared where overrides name no other folders, nor anything that may change between two compositions."""
-        return self.own if any("${" in o or "searchpath" in o for o in overrides) else self.shared
-
-    def _parse_overrides_and_create_caching_repo(
-        self, config_name: str | None, overrides: list[str]
-    ) -> tuple[list[Override], CachingConfigRepository]:
-        parsed, repository = (
-            OverridesParser.create().parse_overrides(overrides),
-            CachingConfigRepository(self.repository),
-        )
-        files, load = self._kept(overrides).files, repository.delegate.load_config
-
-        def load_kept(config_path: str) -> ConfigResult | None:
-            if config_path not in files:
-                files[config_path] = pickle.dumps(load(config_path), pickle.HIGHEST_PROTOCOL)
-            return pickle.loads(files[config_path])
-
-        if files is self.shared.files:
-            repository.delegate.load_config = load_kept  # type: ignore[method-assign]
-        self._process_config_searchpath(config_name, parsed, repository)
-        return parsed, repository
 
     def _adds_or_removes(self, override: Override) -> bool:
         other = override.is_hydra_override() or self.repository.group_exists(override.key_or_group)
@@ -235,7 +133,7 @@ class Quick:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         assert isinstance(hydra.config_loader, ConfigLoaderImpl)
-        self.loader = hydra.config_loader = self.loader or QuickLoader(hydra.config_loader.config_search_path)
+        self.loader = hydra.config_loader = self.loader or QuickLoader(hydra.config_loader)
 
 
 class Launch:
