@@ -179,7 +179,7 @@ def read(file: Path) -> Atlas:
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
     where = f"{FOLDER}/{file.name}"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,60}", file.stem, re.ASCII):

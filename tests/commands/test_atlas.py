@@ -276,6 +276,9 @@ def test_means_errors_and_differences_are_those_of_the_runs(tmp_path: Path) -> N
     for words in ("failed in 1 of 3", rows[1].cell(NLL, "time"), "Without vq: why", "those without a temperature (b)"):
         assert words in text
     assert "<svg" in document(report, "atlas.html.j2", report.figures())
+    write_json(folders[100]["a"]["time"] / "metrics.json", {"step": 49, "val/loss": 1.0})
+    with pytest.raises(ViLabError, match="trained for 49 steps, and not for 50"):
+        entries(atlas, selection, folders)
 
 
 # --- from end to end -------------------------------------------------------------------------------------------------

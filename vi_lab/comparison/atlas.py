@@ -20,6 +20,7 @@ from vi_lab.comparison.documents import render
 from vi_lab.comparison.searched import Chosen, Selection, final, or_infinite
 from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error, paired_difference
 from vi_lab.console import Heading, Terminal, duration, number, print_tables
+from vi_lab.errors import ViLabError
 from vi_lab.figures.style import Column, chart, dot_rows, look
 from vi_lab.runs.files import strict, write_json, write_text
 from vi_lab.runs.run import Run
@@ -129,11 +130,17 @@ def entries(atlas: Atlas, selection: Selection, folders: Mapping[int, Mapping[st
 
     Args:
         folders: of the runs, seed -> estimator -> budget, of seeds that all estimators have.
+
+    Raises:
+        ViLabError: a run has trained for other than its steps.
     """
     made = []
     for name, chosen in selection.estimators.items():
         if chosen.setting is None:
             continue
+        for found in folders.values():
+            for budget, folder in found[name].items():
+                _check_length(folder, chosen.steps[budget])
         numbers = {
             metric: {
                 budget: {seed: final(found[name][budget], metric) for seed, found in folders.items()}
@@ -158,6 +165,13 @@ def entries(atlas: Atlas, selection: Selection, folders: Mapping[int, Mapping[st
             for entry in made[1:]
         ),
     ]
+
+
+def _check_length(folder: Path, steps: int) -> None:
+    """Refuse a completed run that something in the atlas's settings has ended early."""
+    made = final(folder, "step")
+    if math.isfinite(made) and made != steps:
+        raise ViLabError(f"{folder}: trained for {made:g} steps, and not for {steps}; it cannot be compared")
 
 
 @dataclass(frozen=True)
