@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ RATE, TEMPERATURE = "optimizer.lr", "temperature"
 """The keys of a grid."""
 OWN = (RATE, TEMPERATURE, "seed", "estimator", "latent", "trainer.max_epochs", "trainer.max_steps")
 """What an atlas says in keys of its own."""
+OF_LENGTH = ("trainer.max_time", "trainer.min_epochs", "trainer.min_steps")
+"""What changes how long a run trains, besides."""
 KEYS = ("title", "latents", "estimators", "settings", "grid", "search", "report", "most_evaluations", "seconds")
 BUDGETS = {
     "epochs": "at equal epochs",
@@ -101,10 +103,11 @@ class Atlas:
     def at_edge(self, setting: Setting) -> tuple[bool, bool]:
         """Whether the rate and the temperature of a setting are the least or the largest of several."""
 
-        def edge(value: float | None, values: Sequence[float]) -> bool:
+        def edge(value: float | None, values: Collection[float]) -> bool:
             return value is not None and len(values) > 1 and not min(values) < value < max(values)
 
-        return edge(setting.rate, self.rates), edge(setting.temperature, self.temperatures)
+        rates = {one.rate for one in self.grid(setting.temperature is not None)}  # as they are rounded
+        return edge(setting.rate, rates), edge(setting.temperature, self.temperatures)
 
 
 def steps_of(
@@ -135,7 +138,7 @@ def steps_of(
 
 def _between(steps: float, most: int) -> int:
     """The nearest whole number from 1 to `most`."""
-    return max(1, min(most, math.floor(steps + 0.5)))
+    return max(1, math.floor(min(steps, most) + 0.5))  # an infinite one has none
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def read(file: Path) -> Atlas:
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
     where = f"{FOLDER}/{file.name}"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,60}", file.stem, re.ASCII):
@@ -198,7 +201,7 @@ def read(file: Path) -> Atlas:
         if number is not None and not _positive(number):
             raise UserError(f"{where}: {key}: wanted a number above 0, got {number}")
     chosen = values.get("estimators")
-    return Atlas(
+    atlas = Atlas(
         file.stem,
         " ".join(str(values.get("title") or file.stem).split()),
         tuple(_names(values.get("latents"), f"{where}: latents", "[8x4, 10x30]")),
@@ -211,6 +214,12 @@ def read(file: Path) -> Atlas:
         most,
         SECONDS if seconds is None else seconds,
     )
+    if len({*atlas.grid(False)}) < atlas.searched:
+        raise UserError(
+            f"{where}: grid: {RATE}: the range is too narrow for {atlas.searched} rates of three digits, which "
+            "estimators without a temperature are searched over"
+        )
+    return atlas
 
 
 def _settings(value: Any, where: str) -> list[str]:
@@ -221,6 +230,8 @@ def _settings(value: Any, where: str) -> list[str]:
         key = word.lstrip("+~").partition("=")[0]
         if key in OWN:
             raise UserError(f"{where}: {word}: the atlas has a key of its own for it; leave it out")
+        if key in OF_LENGTH or "early_stopping" in word:
+            raise UserError(f"{where}: {word}: a run might end sooner or later than is compared; leave it out")
     return words
 
 
@@ -233,9 +244,9 @@ def _names(value: Any, where: str, example: str) -> list[str]:
 
 def _axis(value: Any, where: str) -> tuple[float, ...]:
     if not (isinstance(value, list) and 0 < len(value) <= MOST and all(map(_positive, value))):
-        raise UserError(f"{where}: wanted a list of numbers above 0, got {value}")
-    if len(set(value)) < len(value):
-        raise UserError(f"{where}: wanted different numbers, got {value}")
+        raise UserError(f"{where}: wanted a list of numbers above 0, such as 1.0e-3 (with a point), got {value}")
+    if len({f"{number:g}" for number in value}) < len(value):  # by which runs are named
+        raise UserError(f"{where}: wanted numbers that differ in their first six digits, got {value}")
     return tuple(sorted(map(float, value)))
 
 

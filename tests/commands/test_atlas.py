@@ -20,6 +20,7 @@ from vi_lab.atlas import BUDGETS, Setting, steps_of
 from vi_lab.commands.atlas import Survey
 from vi_lab.comparison.atlas import LOSS, NLL, Report, Shape, document, entries
 from vi_lab.comparison.searched import Selection, has_ended, pace, select
+from vi_lab.errors import ViLabError
 from vi_lab.runs.files import write_json, write_once
 from vi_lab.runs.jobs import State
 
@@ -80,6 +81,11 @@ def runs(folder: Path) -> dict[str, dict]:
         ({"latent": ["4x8"]}, "no such key as latent; did you mean latents?"),
         ({"latents": "4x8"}, "latents: wanted a list of names"),
         ({"settings": ["seed=3"]}, "settings: seed=3: the atlas has a key of its own"),
+        ({"settings": ["callbacks=[early_stopping]"]}, "a run might end sooner or later"),
+        ({"settings": ["+trainer.max_time='00:00:01:00'"]}, "a run might end sooner or later"),
+        ({"grid": {"optimizer.lr": ["1e-3"], "temperature": [1]}}, "such as 1.0e-3 (with a point)"),
+        ({"grid": {"optimizer.lr": [1e-3, 1.0000001e-3], "temperature": [1]}}, "in their first six digits"),
+        ({"grid": {"optimizer.lr": [1e-3, 1.001e-3], "temperature": [1, 2]}}, "the range is too narrow"),
         ({"settings": ["rloo"]}, "settings: wanted a list of overrides"),
         ({"settings": ["data=digits", "data.validation=0"]}, "nothing is held out"),
         ({"settings": ["optimizer.typo=1"]}, "there is no key optimizer.typo"),
@@ -100,7 +106,58 @@ def test_a_file_that_is_no_yaml_ends_in_one_line(place: Path, capsys: pytest.Cap
     assert "cannot be read" in refusal(capsys, "atlas", "tiny", "--config-dir", str(place))
     assert "did you mean tiny?" in refusal(capsys, "atlas", "tinny", "--config-dir", str(place))
     assert "the atlas says what is trained" in refusal(capsys, "atlas", "samples=3")
-    assert "--budget soon" in refusal(capsys, "atlas", "--budget", "soon")
+    for budget in ("soon", "9" * 400 + "h"):
+        assert f"--budget {budget}" in refusal(capsys, "atlas", "--budget", budget)
+
+
+def test_an_edge_is_that_of_the_rates_that_were_searched(place: Path) -> None:
+    """Those without a temperature are rounded; of one rate none is marked."""
+    write_atlas(place, grid={"optimizer.lr": [1.2361e-3, 1.2344e-2], "temperature": [1.0, 2.0]})
+    atlas = atlases.find("tiny", str(place))
+    assert [atlas.at_edge(one)[0] for one in atlas.grid(False)] == [True, False, False, True]
+    write_atlas(place, grid={"optimizer.lr": [1e-3], "temperature": [1.0]})
+    assert atlases.find("tiny", str(place)).at_edge(Setting(1e-3, 1.0)) == (False, False)
+
+
+def test_without_the_data_nothing_is_trained(
+    place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise all runs would have failed, for good."""
+    monkeypatch.setattr(Survey, "_count", lambda survey, missing: survey.folder.joinpath(".sweep").mkdir(parents=True))
+    write_atlas(place, estimators=["rloo"], settings=["data=mnist", "data.download=false", "data.root=nowhere"])
+    assert cli.main(["atlas", "tiny", "--config-dir", str(place), "--workers", "1"]) != 0
+    assert "give the folder" in capsys.readouterr().err
+    assert not list(place.glob("outputs/sweeps/atlas-tiny/rloo*"))
+
+
+def test_records_that_nobody_would_have_written_are_not_used(place: Path) -> None:
+    """Names in them become overrides, and the folder may be somebody else's."""
+    write_atlas(place, estimators=["rloo"])
+    survey = Survey(atlases.find("tiny", str(place)), [], str(place))
+    suited = {"tempered": {"1x3": {"../../evil": False}}, "unsuited": {"1x3": {}}}
+    survey._file("").parent.mkdir(parents=True)
+    write_json(survey._file(f"suited-{survey.mark}"), suited)
+    write_json(survey._file("evaluations"), {"1x3": {"rloo": 9.0}, "settings": ["data=mnist"]})
+    again = Survey(survey.atlas, [], str(place))
+    assert again.tempered == {"1x3": {"rloo": False}}
+    assert again.counted == {}
+    again.counted = {"1x3": {"rloo": 2.0}}
+    chosen = {"setting": {"rate": 1e-3, "temperature": None}, "losses": [1.0], "evaluations": 2.0,
+              "seconds_per_step": 0.1, "steps": dict.fromkeys(BUDGETS, 5)}  # fmt: skip
+    for name, one in (("../../evil", chosen), ("rloo", {**chosen, "setting": {"rate": 3.0, "temperature": None}})):
+        record = {"steps_per_epoch": 10, "estimators": {name: one}}
+        again._read = lambda _, values=record: values  # type: ignore[method-assign]
+        with pytest.raises(ViLabError, match="remove it"):
+            again.selection("1x3")
+    again._read = lambda _: {"steps_per_epoch": 10, "estimators": {"rloo": chosen}}  # type: ignore[method-assign]
+    assert again.selection("1x3") is not None
+
+
+def test_damaged_times_count_for_nothing(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "a", seconds=(0.0, -1.0, 2.0))
+    (folder / "timing.csv").write_text("epoch,step,seconds\n1,10,0\n2,10,1\n3,20,2\n")
+    assert pace([folder]) == (10, 0.2)
+    assert steps_of(1, 10, {"a": 5e-324}, {"a": 1.0})["a"]["evaluations"] == 10
 
 
 def test_the_shipped_atlas_can_be_read_and_searches_all_estimators_equally() -> None:
@@ -219,6 +276,9 @@ def test_means_errors_and_differences_are_those_of_the_runs(tmp_path: Path) -> N
     for words in ("failed in 1 of 3", rows[1].cell(NLL, "time"), "Without vq: why", "those without a temperature (b)"):
         assert words in text
     assert "<svg" in document(report, "atlas.html.j2", report.figures())
+    write_json(folders[100]["a"]["time"] / "metrics.json", {"step": 49, "val/loss": 1.0})
+    with pytest.raises(ViLabError, match="trained for 49 steps, and not for 50"):
+        entries(atlas, selection, folders)
 
 
 # --- from end to end -------------------------------------------------------------------------------------------------

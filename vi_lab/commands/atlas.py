@@ -36,7 +36,7 @@ from vi_lab.commands.workers import (
 from vi_lab.comparison.searched import Selection, has_ended, select
 from vi_lab.config import check_jobs
 from vi_lab.console import Heading, duration, load, make_console, print_tables
-from vi_lab.errors import UserError, nearby, one_line, printable
+from vi_lab.errors import UserError, ViLabError, nearby, one_line, printable
 from vi_lab.runs.files import write_json, write_once, write_text
 from vi_lab.runs.jobs import Jobs, Record, fingerprint
 from vi_lab.runs.trust import inside, read_json
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
             figure.write(images)
         write_text(arguments.markdown, document(report, "atlas.md.j2", drawn, "images/"))
     terminal.say(f"Tables and pictures: {nearby(folder / 'atlas.html')}")
-    return 0
+    return int(any(shape.hindered for shape in report.shapes))
 
 
 class Job(NamedTuple):
@@ -149,12 +149,12 @@ class Survey:
         self.known: dict[str, str] = {}
         """A run's label -> its folder's name."""
         self.mark = hashlib.sha256(f"{self.digest} {atlas}".encode()).hexdigest()[:10]
-        suited = self._read(f"suited-{self.mark}") or self._suit()
+        suited = self._suited() or self._suit()
         self.tempered: dict[str, dict[str, bool]] = suited["tempered"]
         """Of each latent the estimators that suit it, and whether they have a temperature."""
         self.unsuited: dict[str, dict[str, str]] = suited["unsuited"]
         """Of each latent, why other estimators are not trained with it."""
-        self.counted: dict[str, dict[str, float]] = self._read("evaluations")
+        self.counted: dict[str, dict[str, float]] = self._counted()
         """Decoder evaluations per image and step, before there are runs that say so; empty until something is
         trained."""
         self._selections: dict[str, Selection] = {}
@@ -195,6 +195,31 @@ class Survey:
     def _read(self, name: str) -> dict[str, Any]:
         file = self._file(name)
         return read_json(self.folder, str(file.relative_to(self.folder))) if file.is_file() else {}
+
+    def _suited(self) -> dict[str, Any]:
+        """What `_suit` has found, as it is recorded; empty where it is not, or as nobody would: names become overrides,
+        and the folder may be somebody else's."""
+        suited, known = self._read(f"suited-{self.mark}"), {*atlases.estimators(self.config_dir)[1]}
+        kinds = (("tempered", bool), ("unsuited", str))
+        good = all(
+            isinstance(own := suited.get(key), dict)
+            and own.keys() == {*self.atlas.latents}
+            and all(isinstance(one, dict) and one.keys() <= known for one in own.values())
+            and all(isinstance(value, kind) for one in own.values() for value in one.values())
+            for key, kind in kinds
+        )
+        return suited if good else {}
+
+    def _counted(self) -> dict[str, dict[str, float]]:
+        """The recorded decoder evaluations, unless they are those of other settings."""
+        record = self._read("evaluations")
+        if record.pop("settings", [*self.atlas.settings]) != [*self.atlas.settings]:
+            return {}
+        return {
+            latent: {name: float(number) for name, number in counts.items() if isinstance(number, (int, float))}
+            for latent, counts in record.items()
+            if isinstance(counts, dict)
+        }
 
     # --- the runs -----------------------------------------------------------------------------------------------
 
@@ -322,7 +347,16 @@ class Survey:
                 return found
             write_once(self._file(name), found.as_json())
             values = self._read(name)
-        self._selections[latent] = Selection.from_json(values)
+        try:
+            made, grids = Selection.from_json(values), self.compared(latent)
+            if made.estimators.keys() != grids.keys():  # names become overrides
+                raise ViLabError("it is of other estimators")
+            for key, one in made.estimators.items():
+                if one.setting is not None and one.setting not in grids[key]:
+                    raise ViLabError(f"it has a setting of {key} that was not searched")
+        except ViLabError as error:
+            raise ViLabError(f"{self._file(name)}: {one_line(error)}; remove it") from error
+        self._selections[latent] = made
         return self._selections[latent]
 
     # --- what is to be done -------------------------------------------------------------------------------------
@@ -384,6 +418,7 @@ class Survey:
         if not todo:
             return
         load("torch", "lightning")
+        self._check_place(todo[0])
         seconds = self.left() / workers
         print(f"runs below {printable(nearby(self.folder))}, about {duration(seconds)} in all", flush=True)
         threads = threads_of(workers, self.words)
@@ -396,6 +431,18 @@ class Survey:
         }
         with side_by_side("atlas", self.folder, plan, workers - 1):
             self.work(deadline, threads)
+
+    def _check_place(self, job: Job) -> None:
+        """Refuse what would make every run fail, which then counted as the estimators' fault: a device or data that
+        are not there."""
+        from omegaconf import OmegaConf
+
+        from vi_lab.build import instantiate  # with torch
+        from vi_lab.training.process import check_accelerators
+
+        (config,) = check_jobs("train", [[*job.words, *self.words]], self.config_dir)
+        check_accelerators([config])
+        instantiate(OmegaConf.create(config["data"])).load()
 
     def _count(self, missing: Sequence[tuple[str, str]]) -> None:
         """Count decoder evaluations, on fresh models."""
@@ -412,7 +459,7 @@ class Survey:
             datamodule, model = build(OmegaConf.create(config))
             self.counted.setdefault(latent, {})[name] = decoder_evaluations(model, datamodule.shape)
         self._file("evaluations").parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file("evaluations"), self.counted)
+        write_json(self._file("evaluations"), {**self.counted, "settings": [*self.atlas.settings]})
 
     def work(self, deadline: float, threads: Sequence[str]) -> int:
         """Train what is left, beside other workers."""
@@ -445,7 +492,8 @@ class Survey:
             search = self.searched(latent)
             selection = self.selection(latent)
             folders += self.folders(search) if self.folder.is_dir() else []
-            done = sum(self.ended(search).values())
+            # before evaluations are counted, nobody knows which estimators are searched
+            done = sum(self.ended(search).values()) if self.counted.get(latent) else 0
             seeds: list[int] = []
             found: dict[int, dict[str, dict[str, Path]]] = {}
             if selection is not None:

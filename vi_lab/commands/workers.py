@@ -48,7 +48,7 @@ def seconds_of(text: str) -> float:
     """
     if text == "none":
         return float("inf")
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text)
     if not found or not text:
         raise UserError(f"--budget {text}: wanted a time such as 90s, 30m, 1h or 2h30m, or none")
     return sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))

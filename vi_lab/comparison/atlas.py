@@ -4,6 +4,7 @@ Markdown, HTML and pictures. Made from run folders alone."""
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,10 @@ import pandas
 from vi_lab.atlas import BUDGETS, Atlas, Setting
 from vi_lab.comparison.curves import INK, Curves, ink
 from vi_lab.comparison.documents import render
-from vi_lab.comparison.searched import Chosen, Selection, final
+from vi_lab.comparison.searched import Chosen, Selection, final, or_infinite
 from vi_lab.comparison.stats import CONFIDENCE, Difference, mean_and_error, paired_difference
 from vi_lab.console import Heading, Terminal, duration, number, print_tables
+from vi_lab.errors import ViLabError
 from vi_lab.figures.style import Column, chart, dot_rows, look
 from vi_lab.runs.files import strict, write_json, write_text
 from vi_lab.runs.run import Run
@@ -128,11 +130,17 @@ def entries(atlas: Atlas, selection: Selection, folders: Mapping[int, Mapping[st
 
     Args:
         folders: of the runs, seed -> estimator -> budget, of seeds that all estimators have.
+
+    Raises:
+        ViLabError: a run has trained for other than its steps.
     """
     made = []
     for name, chosen in selection.estimators.items():
         if chosen.setting is None:
             continue
+        for found in folders.values():
+            for budget, folder in found[name].items():
+                _check_length(folder, chosen.steps[budget])
         numbers = {
             metric: {
                 budget: {seed: final(found[name][budget], metric) for seed, found in folders.items()}
@@ -146,7 +154,7 @@ def entries(atlas: Atlas, selection: Selection, folders: Mapping[int, Mapping[st
         )
     if not folders:
         return made
-    made.sort(key=lambda entry: (entry.mean(SELECTION)[0], entry.name))
+    made.sort(key=lambda entry: (or_infinite(entry.mean(SELECTION)[0]), entry.name))
     best = pandas.Series(made[0].numbers[LOSS]["epochs"])
     return [
         made[0],
@@ -157,6 +165,13 @@ def entries(atlas: Atlas, selection: Selection, folders: Mapping[int, Mapping[st
             for entry in made[1:]
         ),
     ]
+
+
+def _check_length(folder: Path, steps: int) -> None:
+    """Refuse a completed run that something in the atlas's settings has ended early."""
+    made = final(folder, "step")
+    if math.isfinite(made) and made != steps:
+        raise ViLabError(f"{folder}: trained for {made:g} steps, and not for {steps}; it cannot be compared")
 
 
 @dataclass(frozen=True)
@@ -199,8 +214,15 @@ class Shape:
         return {name: one.failed for name, one in chosen.items() if one.failed}
 
     @property
+    def hindered(self) -> bool:
+        """Whether the search has ended, and nothing came out."""
+        return self.selection is None and 0 < self.runs == self.done
+
+    @property
     def summary(self) -> str:
         """How far it is, in a sentence."""
+        if self.hindered:
+            return f"All {self.runs} runs of the search have failed; to begin again, remove the sweep's folder."
         if self.selection is None:
             return f"The search is not complete: {self.done} of {self.runs} runs have ended."
         if not self.seeds:
@@ -258,13 +280,15 @@ class Report:
         return [
             *lines,
             "The setting of the least mean validation loss at the end of the search is chosen; a run whose loss "
-            "became no number counts as infinite. No test loss is used for it. A star marks a chosen value at the edge "
-            "of its range: a better one may lie beyond.",
+            "became no number, or that has failed twice, counts as infinite. No test loss is used for it. A star marks "
+            "a chosen value at the edge of its range: a better one may lie beyond. All budgets have this setting, and "
+            "all estimators are compared by the same -ELBO and NLL, whatever bound they train.",
             f"Report: the chosen setting, on the fresh seeds {fresh}, on test images. Only seeds count that all "
             "estimators of a latent have.",
             f"Equal epochs: {atlas.report.epochs}. Equal decoder evaluations: as many per image as one evaluation per "
             "step makes in these epochs; backward passes are not counted. Equal time: what the fastest estimator "
-            "takes for these epochs, by the fastest epoch of each in the search, validation included.",
+            "takes for these epochs, by the fastest epoch of each in the search; that includes the validation and, of "
+            "those that relax, a pass more for the unrelaxed loss, which is only logged.",
         ]
 
     @property
@@ -310,7 +334,8 @@ def _many(number: int, what: str) -> str:
 
 def last_ended(folders: Sequence[Path]) -> str:
     """The day on which the last of some runs has ended; "" where none says so."""
-    return max((str(Run(folder).status.get("updated", ""))[:10] for folder in folders), default="")
+    days = (str(Run(folder).status.get("updated"))[:10] for folder in folders)
+    return max((day for day in days if re.fullmatch(r"\d{4}-\d\d-\d\d", day, re.ASCII)), default="")
 
 
 def show(report: Report, terminal: Terminal) -> None:

@@ -56,7 +56,8 @@ def pace(folders: Sequence[Path]) -> Pace | None:
             before = 0.0
             for row in rows_of(Run(folder), "timing.csv").values():
                 steps, before = row["step"] - before, row["step"]
-                found.append((row["seconds"] / steps, int(steps)))
+                if steps > 0 < row["seconds"]:  # or the file is damaged
+                    found.append((row["seconds"] / steps, int(steps)))
     return Pace(max(steps for _, steps in found), min(seconds for seconds, _ in found)) if found else None
 
 
@@ -82,6 +83,10 @@ class Chosen(NamedTuple):
         """For the sweep's record."""
         setting = None if self.setting is None else self.setting._asdict()
         return {**self._asdict(), "setting": setting, "losses": [*self.losses], "steps": dict(self.steps)}
+
+
+LONGEST = 10**9
+"""More steps are nobody's."""
 
 
 class Selection(NamedTuple):
@@ -113,7 +118,11 @@ class Selection(NamedTuple):
                 )
                 for name, one in values["estimators"].items()
             }
-            return cls(int(values["steps_per_epoch"]), chosen)
+            made = cls(int(values["steps_per_epoch"]), chosen)
+            lengths = [made.steps_per_epoch, *(steps for one in chosen.values() for steps in one.steps.values())]
+            if not all(0 < length < LONGEST for length in lengths):
+                raise ValueError("steps")
+            return made
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ViLabError(f"the record of what was chosen is damaged ({type(error).__name__}: {error})") from error
 
@@ -129,7 +138,8 @@ def _evaluations(folders: Sequence[Path]) -> float:
     return next((float(number) for number in found if isinstance(number, (int, float)) and number > 0), math.nan)
 
 
-def _or_infinite(number: float) -> float:
+def or_infinite(number: float) -> float:
+    """A number; what is none counts as the worst loss."""
     return number if math.isfinite(number) else math.inf
 
 
@@ -148,7 +158,7 @@ def select(
         None where no run has ended an epoch.
     """
     losses = {
-        name: tuple(_or_infinite(fmean(final(folder, "val/loss") for folder in seeds)) for seeds in folders[name])
+        name: tuple(or_infinite(fmean(final(folder, "val/loss") for folder in seeds)) for seeds in folders[name])
         for name in grids
     }
     evaluations = {name: _evaluations([folder for seeds in folders[name] for folder in seeds]) for name in grids}
