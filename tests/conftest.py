@@ -29,6 +29,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Or libraries that count what is left at the end take it for leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def idx_data(tmp_path: Path) -> Path:
     return write_idx(tmp_path / "data")

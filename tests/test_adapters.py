@@ -20,6 +20,7 @@ from vi_lab.adapters import hydra as hydra_adapter
 from vi_lab.adapters import lightning as lightning_adapter
 from vi_lab.adapters import tensorboard as tensorboard_adapter
 from vi_lab.config import split_sweep
+from vi_lab.schema import CONFIG_DIR
 
 
 def test_hydras_parser_has_the_flags_that_are_read() -> None:
@@ -31,6 +32,12 @@ def test_hydras_parser_has_the_flags_that_are_read() -> None:
 
 def test_hydras_sweeper_splits_as_it_sweeps() -> None:
     assert split_sweep(["a=1,2", "b=[x,y]"]) == [["a=1", "b=[x,y]"], ["a=2", "b=[x,y]"]]
+
+
+@pytest.mark.parametrize(("words", "parallel"), [([], False), (["hydra/launcher=joblib"], True)])
+def test_what_runs_jobs_in_this_process_is_known(words: list[str], parallel: bool) -> None:
+    launch = hydra_adapter.launcher(print, ["hydra.sweep.dir=x", *words], CONFIG_DIR, "train")
+    assert launch.parallel is parallel
 
 
 def test_hydra_starts_without_touching_the_command_line(tmp_path: Path) -> None:

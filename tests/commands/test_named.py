@@ -16,8 +16,10 @@ from tests.slurm import queue
 from tests.support import SMALL, TIME_LIMIT, refusal
 from vi_lab import cli
 from vi_lab.commands import status as status_command
+from vi_lab.commands.named import Task, drain
 from vi_lab.console import Terminal
 from vi_lab.runs.claims import Claims
+from vi_lab.runs.files import Status
 from vi_lab.runs.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -463,3 +465,38 @@ def test_a_job_that_slurm_preempts_goes_on(folder: Path, tmp_path: Path) -> None
     for name in outcomes:
         ours, theirs = (sweep / name / "metrics.json" for sweep in (folder, folder.parent / "alone"))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+class Begun:
+    """Stands for a launcher: a job is complete as soon as it begins."""
+
+    parallel = False
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.batches: list[list[str]] = []
+
+    def __call__(self, overrides: list[list[str]], first: int) -> None:
+        names = [word.partition("=")[2].strip("'") for words in overrides for word in words if "subdir=" in word]
+        self.batches.append(names)
+        for name in names:
+            with self.jobs.claims.take(name, 1) as held:
+                (self.jobs.folder / name).mkdir()
+                Status(self.jobs.folder / name).write("completed")
+                held.outcome = "completed"
+
+
+def test_a_source_may_be_asked_before_each_job(tmp_path: Path) -> None:
+    """A budget of time would otherwise be looked at once."""
+    jobs = Jobs(tmp_path, [])
+    tasks, asked = [Task([], name, number) for number, name in enumerate("abc")], []
+    for one_by_one, batches, left in ((True, [["a"], ["b"]], 2), (False, [["c"]], 3)):
+        launch = Begun(jobs)
+
+        def source(left: int = left) -> list[Task]:
+            asked.append(left)
+            return tasks[:left]
+
+        drain(source, jobs, launch, {}, 0, one_by_one)
+        assert launch.batches == batches
+    assert asked == [2, 2, 2, 3, 3]

@@ -146,7 +146,8 @@ class Launch:
 
     def __init__(self, config: DictConfig, launcher: Launcher) -> None:
         self.launcher = launcher
-        self.parallel = not isinstance(launcher, BasicLauncher)
+        # Hydra imports its plugins anew when it looks for them: the class is another one of that name
+        self.parallel = type(launcher).__module__ != BasicLauncher.__module__
         """Whether jobs run in processes of their own."""
         self.yaml = OmegaConf.to_yaml(config)
         """What Hydra keeps of a sweep as multirun.yaml."""

@@ -325,13 +325,19 @@ def digest_of(config_dir: str | None) -> str:
 
 
 def drain(
-    source: Callable[[], list[Task]], jobs: Jobs, launch: Launch, forgiven: Mapping[str, int], retries: int
+    source: Callable[[], list[Task]],
+    jobs: Jobs,
+    launch: Launch,
+    forgiven: Mapping[str, int],
+    retries: int,
+    one_by_one: bool = False,
 ) -> None:
     """Start jobs that nobody has until all have ended, those of other workers too: whose worker dies is taken over.
 
     Args:
         source: gives the jobs, asked again each time.
         forgiven: how often a job had failed before this command: it is tried again.
+        one_by_one: ask the source before each job, as time or what has ended decides what comes next.
     """
     waiting, vain = False, 0
     while True:
@@ -348,7 +354,7 @@ def drain(
         free = [task for task in tasks if is_free(states[task.name], forgiven.get(task.name, 0), retries)]
         if free:
             waiting = False
-            batch = free if launch.parallel else free[:1]
+            batch = free[:1] if one_by_one else free
             for task in batch:
                 _refuse_links_of_job(jobs.folder / task.name)
             overrides = [_launched(task, states[task.name].claims + 1) for task in batch]
@@ -360,11 +366,12 @@ def drain(
             claims = jobs.claims.read()
             started = any(len(claims.get(task.name, ())) > states[task.name].claims for task in batch)
             vain = 0 if started else vain + 1
-            if error is not None and not (launch.parallel and started):
+            if error is not None and not started:
                 raise error
             if error is not None:
                 complain(f"vi-lab train: {one_line(error)}")
-                end_workers()
+                if launch.parallel:
+                    end_workers()
             if vain > IN_VAIN:
                 raise ViLabError(f"{jobs.folder}: no job begins, though {len(free)} are free; is the folder writable?")
             continue

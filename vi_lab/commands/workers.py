@@ -117,7 +117,7 @@ def work(
     jobs = Jobs(folder, names)
     forgiven = {name: state.failures for name, state in jobs.states().items()}
     with at_work(jobs, len(names) if number is None else number, launch):
-        drain(source, jobs, launch, forgiven, retries)
+        drain(source, jobs, launch, forgiven, retries, one_by_one=True)
 
 
 def read_plan(file: str) -> dict[str, Any]:
