@@ -386,3 +386,9 @@ def test_workers_share_the_runs_and_agree(place: Path, monkeypatch: pytest.Monke
         claims = [path.name for path in (folder / "outputs/sweeps/atlas-tiny/.sweep/claims").glob("*.end")]
         assert len(claims) == len(runs(folder)) == len({name.rpartition(".")[0].rpartition(".")[0] for name in claims})
     assert searched[0] == searched[1]
+
+
+def test_estimators_that_are_left_out_for_one_reason_stand_together() -> None:
+    left_out = {"arm": "estimator arm needs bits", "exact": "1e9 states", "vq": "estimator vq needs bits"}
+    shape = Shape("8x4", None, [], [], left_out, {}, 0, 1)
+    assert shape.reasons == {"needs bits": "arm, vq", "1e9 states": "exact"}

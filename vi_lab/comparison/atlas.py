@@ -202,6 +202,14 @@ class Shape:
         return [name for name, tempered in self.tempered.items() if not tempered]
 
     @property
+    def reasons(self) -> dict[str, str]:
+        """Why estimators are left out -> which."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            found.setdefault(reason.removeprefix(f"estimator {name} "), []).append(name)
+        return {reason: ", ".join(names) for reason, names in found.items()}
+
+    @property
     def hopeless(self) -> list[str]:
         """The estimators of which all settings have failed."""
         chosen = {} if self.selection is None else self.selection.estimators
