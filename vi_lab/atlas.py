@@ -7,10 +7,9 @@ on which fresh seeds the chosen setting is reported. What the keys mean stands i
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vi_lab.errors import UserError, one_line
-from vi_lab.schema import CONFIG_DIR
+from vi_lab.schema import CONFIG_DIR, check_keys, nearest
 
 FOLDER = "atlas"
 """Below a folder of configs."""
@@ -158,9 +157,7 @@ def find(name: str, config_dir: str | None = None) -> Atlas:
     if config_dir is not None:
         files |= {file.stem: file for file in sorted((Path(config_dir) / FOLDER).glob("*.yaml"))}
     if name not in files:
-        near = difflib.get_close_matches(name, files, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{name}: there is no such atlas{hint} (atlases: {', '.join(files)})")
+        raise UserError(f"{name}: there is no such atlas{nearest(name, [*files])} (atlases: {', '.join(files)})")
     return read(files[name])
 
 
@@ -184,9 +181,9 @@ def read(file: Path) -> Atlas:
     where = f"{FOLDER}/{file.name}"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,60}", file.stem, re.ASCII):
         raise UserError(f"{where}: wanted a name of letters, digits and ._-")
-    _only(values, KEYS, where)
+    check_keys(values, KEYS, where)
     grid = values.get("grid")
-    _only(grid, (RATE, TEMPERATURE), f"{where}: grid")
+    check_keys(grid, (RATE, TEMPERATURE), f"{where}: grid")
     rates, temperatures = (_axis(grid.get(key), f"{where}: grid: {key}") for key in (RATE, TEMPERATURE))
     if len(rates) == 1 < len(temperatures):
         raise UserError(f"{where}: grid: {RATE}: wanted two rates or more, for the estimators without a temperature")
@@ -251,7 +248,7 @@ def _axis(value: Any, where: str) -> tuple[float, ...]:
 
 
 def _stage(value: Any, where: str) -> Stage:
-    _only(value, ("epochs", "seeds"), where)
+    check_keys(value, ("epochs", "seeds"), where)
     epochs, seeds = value.get("epochs"), value.get("seeds")
     if not (_whole(epochs) and epochs >= 1):
         raise UserError(f"{where}: epochs: wanted a whole number from 1 on, got {epochs}")
@@ -268,11 +265,3 @@ def _whole(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
-
-
-def _only(node: Any, keys: Sequence[str], where: str) -> None:
-    if not isinstance(node, dict):
-        raise UserError(f"{where}: wanted a mapping, got {type(node).__name__}")
-    if unknown := [str(key) for key in node if key not in keys]:
-        near = difflib.get_close_matches(unknown[0], keys, n=1)
-        raise UserError(f"{where}: no such key as {unknown[0]}{f'; did you mean {near[0]}?' if near else ''}")

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from vi_lab.errors import UserError, one_line
-from vi_lab.schema import CONFIG_DIR
+from vi_lab.schema import CONFIG_DIR, check_keys
 
 FOLDER = "published"
 """Below a folder of configs."""
@@ -162,7 +162,7 @@ def read(file: Path) -> Source:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
     where = f"published/{file.name}"
-    _only(values, KEYS | SHARED, where)
+    check_keys(values, KEYS | SHARED, where)
     if str(values.get("provenance")) not in PROVENANCES:
         raise UserError(f"{where}: provenance: wanted one of {', '.join(PROVENANCES)}, got {values.get('provenance')}")
     if str(values.get("command", "train")) not in COMMANDS:
@@ -179,7 +179,7 @@ def read(file: Path) -> Source:
 def _row(source: str, name: str, row: Any, shared: dict[str, Any], where: str) -> Row:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
         raise UserError(f"{where}: wanted a name of letters, digits and ._-")
-    _only(row, SHARED | {"settings", "values"}, where)
+    check_keys(row, SHARED | {"settings", "values"}, where)
     own = {key: row.get(key, shared.get(key)) for key in SHARED}
     settings = [*_list(shared.get("settings"), where), *_list(row.get("settings"), where)]
     if not all(isinstance(word, str) and "=" in word for word in settings):
@@ -227,7 +227,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(cell: Any, exact: bool, where: str) -> Cell:
-    _only(cell, OF_CELL, where)
+    check_keys(cell, OF_CELL, where)
     if not isinstance(cell.get("metric"), str):
         raise UserError(f"{where}: wanted a metric, got {cell}")
     where = f"{where}: {cell['metric']}"
@@ -264,14 +264,6 @@ def _last_digit(value: float) -> float:
     """One unit of the last digit that is written: 0.1 of 107.2, 1 of 107. (A trailing zero is lost: then too wide.)"""
     digits, _, exponent = repr(value).partition("e")
     return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
-
-
-def _only(node: Any, keys: set[str], where: str) -> None:
-    if not isinstance(node, dict):
-        raise UserError(f"{where}: wanted a mapping, got {type(node).__name__}")
-    if unknown := [str(key) for key in node if key not in keys]:
-        near = difflib.get_close_matches(unknown[0], keys, n=1)
-        raise UserError(f"{where}: no such key as {unknown[0]}{f'; did you mean {near[0]}?' if near else ''}")
 
 
 def select(found: Sequence[Source], patterns: Iterable[str]) -> list[Row]:

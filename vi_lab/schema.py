@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import Flag, auto
 from fnmatch import fnmatchcase
 from functools import cache
@@ -460,6 +460,21 @@ def nearest(name: str, names: list[str]) -> str:
     """The hint "; did you mean NAME?", or nothing."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_keys(node: Any, keys: Collection[str], where: str) -> None:
+    """Refuse what is no mapping, or has other keys.
+
+    Args:
+        where: begins the message.
+
+    Raises:
+        UserError: names the first one.
+    """
+    if not isinstance(node, dict):
+        raise UserError(f"{where}: wanted a mapping, got {type(node).__name__}")
+    if unknown := [str(key) for key in node if key not in keys]:
+        raise UserError(f"{where}: no such key as {unknown[0]}{nearest(unknown[0], [*keys])}")
 
 
 def _show(value: Any) -> str:
