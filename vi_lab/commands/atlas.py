@@ -442,7 +442,7 @@ class Survey:
 
         (config,) = check_jobs("train", [[*job.words, *self.words]], self.config_dir)
         check_accelerators([config])
-        instantiate(OmegaConf.create(config["data"])).load()
+        instantiate(OmegaConf.create({**config["data"]})).load()
 
     def _count(self, missing: Sequence[tuple[str, str]]) -> None:
         """Count decoder evaluations, on fresh models."""
