@@ -296,7 +296,8 @@ class Report:
             f"Equal epochs: {atlas.report.epochs}. Equal decoder evaluations: as many per image as one evaluation per "
             "step makes in these epochs; backward passes are not counted. Equal time: what the fastest estimator "
             "takes for these epochs, by the fastest epoch of each in the search; that includes the validation and, of "
-            "those that relax, a pass more for the unrelaxed loss, which is only logged.",
+            "those that relax, a pass more for the unrelaxed loss, which is only logged. The speed of a machine "
+            "drifts, that of a shared one by tens of percent: of the three budgets, equal time is the roughest.",
         ]
 
     @property
