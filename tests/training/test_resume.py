@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -162,10 +163,20 @@ def test_a_second_signal_stops_at_once() -> None:
     assert caught.value.exit_code == 143
 
 
+@contextmanager
+def hang_up(handler: signal.Handlers) -> Iterator[None]:
+    """As the process that starts this one may have set it."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_closed_terminal_asks_once() -> None:
     """The shell sends SIGHUP and so does the system; what is said from then on goes nowhere, but fails nowhere."""
     master, terminal = pty.openpty()
-    with Stop() as stop:
+    with hang_up(signal.SIG_DFL), Stop() as stop:
         stop.patient, stop.terminals = True, [terminal]
         os.close(master)
         with pytest.raises(OSError, match=r"Errno 5\b"):
@@ -180,14 +191,10 @@ def test_a_closed_terminal_asks_once() -> None:
 
 
 def test_nohup() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Stop() as stop:
-            stop.patient = True
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.requested is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with hang_up(signal.SIG_IGN), Stop() as stop:
+        stop.patient = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested is None
 
 
 LEARNED = {
