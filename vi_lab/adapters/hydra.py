@@ -6,9 +6,9 @@ Checked against hydra-core 1.3.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import os
-import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class QuickLoader(ConfigLoaderImpl):
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         super().__init__(loader.config_search_path)
-        self.composed: dict[tuple, bytes] = {}  # pickled, of which copies are made five times as fast as deep ones
+        self.composed: dict[tuple, DictConfig] = {}
 
     def _load_configuration_impl(
         self,
@@ -97,9 +97,8 @@ class QuickLoader(ConfigLoaderImpl):
         key = (config_name, run_mode, first)
         if key not in self.composed:
             rest = (from_shell, validate_sweep_overrides)
-            composed = super()._load_configuration_impl(config_name, [*first], run_mode, *rest)
-            self.composed[key] = pickle.dumps(composed, pickle.HIGHEST_PROTOCOL)
-        config = pickle.loads(self.composed[key])
+            self.composed[key] = super()._load_configuration_impl(config_name, [*first], run_mode, *rest)
+        config = copy.deepcopy(self.composed[key])
         self._apply_overrides_to_config(later, config)
         of_task = [override for override in parsed if not override.is_hydra_override()]
         config.hydra.overrides.task = [override.input_line for override in of_task]
@@ -118,7 +117,7 @@ class QuickLoader(ConfigLoaderImpl):
         """Whether an override changes a value only, and not which files are composed."""
         key, plain = override.key_or_group, override.package is None and not override.is_sweep_override()
         if override.is_hydra_override():
-            return plain and key.startswith(("hydra.run.", "hydra.sweep.", "hydra.job.env_set."))
+            return plain and key.startswith(("hydra.sweep.", "hydra.job.env_set."))
         return plain and override.type == OverrideType.CHANGE and not self.repository.group_exists(key)
 
 
